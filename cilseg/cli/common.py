@@ -1,0 +1,67 @@
+"""What every verb shares: option types, consoles, and how data reaches stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cilseg.registry import Registry
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no log lines; only the result.")]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option("--registry", envvar="CILSEG_REGISTRY", help="Registry folder (default: ./cilseg-registry)."),
+]
+
+
+def stderr_console(*, quiet: bool = False) -> Console:
+    """Console for logs and progress (stderr); prints nothing when ``quiet``."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def stdout_console() -> Console:
+    """Console for data (stdout)."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_json(payload: Any) -> None:
+    """Print ``payload`` as indented JSON on stdout."""
+    typer.echo(json.dumps(payload, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str | None = None,
+    right: Mapping[str, bool] | None = None,
+) -> None:
+    """Print a plain table on stdout; columns named in ``right`` are right-aligned."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None if title is None else Text(title), box=box.SIMPLE, title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(Text(name), justify="right" if right and right.get(name) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    stdout_console().print(table)
+
+
+def open_registry(url: str | None) -> Registry:
+    """Open the registry named on the command line, by ``CILSEG_REGISTRY``, or the default."""
+    from cilseg.registry import Registry
+
+    return Registry.open(url)

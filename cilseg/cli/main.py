@@ -1,0 +1,85 @@
+"""Entry point of ``cilseg``: registers the verbs, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import typer
+
+from cilseg import __version__
+from cilseg.errors import CilsegError
+
+# verb -> module in cilseg.cli; each module has one function `command`.
+VERBS = {
+    "demo": "demo",
+    "train": "train",
+    "update": "update",
+    "validate": "validate",
+    "promote": "promote",
+    "rollback": "rollback",
+    "list": "list_",
+    "show": "show",
+    "export": "export",
+    "predict": "predict",
+    "scenes": "scenes",
+    "doctor": "doctor",
+}
+
+app = typer.Typer(
+    name="cilseg",
+    help="Teach a deployed segmentation model new classes from image tags, judge the result, ship it.",
+    epilog="Start with:  cilseg demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"cilseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Teach a deployed segmentation model new classes from image tags, judge the result, ship it."""
+
+
+for _verb, _module in VERBS.items():
+    app.command(_verb)(importlib.import_module(f"cilseg.cli.{_module}").command)
+
+
+def run() -> None:
+    """Run the command line; the only place that exits."""
+    try:
+        app()
+    except CilsegError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. "
+            "Free space or fix the permissions and repeat the command; nothing half-written was kept.",
+            1,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

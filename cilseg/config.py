@@ -1,0 +1,215 @@
+"""Configuration: pydantic models of the YAML presets, overrides on the command line, all faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
+
+_PACKAGED = Path(__file__).parent / "configs"
+_CHECKOUT = Path(__file__).parent.parent / "configs"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """The network of a base model; later steps inherit it."""
+
+    backbone: str = "mobilenetv2_100"
+    output_stride: int = 16
+    head_channels: int = Field(default=256, ge=4)
+    head_dilations: tuple[int, ...] = (6, 12, 18)
+    weights: str = "none"
+    """``none``, ``hub``, or a ``.safetensors`` file in timm's parameter names."""
+    input_mean: tuple[float, float, float] | None = None
+    """On the 0-255 scale; default: what timm records for the backbone."""
+    input_std: tuple[float, float, float] | None = None
+    short_side_px: int | None = None
+    """Resize images so that the shorter side has this length; default: leave them."""
+
+
+class OptimiserConfig(_Section):
+    """SGD with Nesterov momentum, a learning rate per part of the network, and the loop around it."""
+
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=24, ge=1)
+    crop_px: int = Field(default=512, ge=32)
+    lr_body: float = Field(default=0.01, ge=0)
+    lr_head: float = Field(default=0.01, ge=0)
+    lr_classifier: float = Field(default=0.01, ge=0)
+    """Classifiers of earlier steps (of the only step in base training)."""
+    lr_new_classifier: float = Field(default=0.01, ge=0)
+    lr_localizer: float = Field(default=0.01, ge=0)
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["poly", "warmup"] = "poly"
+    power: float = 0.9
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    """Gradients are scaled down to this global norm; ``null`` switches clipping off."""
+    frozen_stages: int = Field(default=-1, ge=-1)
+    """-1: nothing; 0: the stem; k: the stem and k stages (no gradient, norm statistics kept)."""
+    freeze_norm: bool = False
+    crop_scale: tuple[float, float] = (0.5, 2.0)
+    """Area of the random crop relative to the image; draws larger than the image are drawn again."""
+    color_jitter: float = Field(default=0.0, ge=0, le=1)
+
+
+class WilsonLossWeights(_Section):
+    """Factors of WILSON's five losses, all 1 in the paper; ``loc: 0`` is the row without the old model's prior."""
+
+    cls: float = Field(default=1.0, ge=0)
+    loc: float = Field(default=1.0, ge=0)
+    enc: float = Field(default=1.0, ge=0)
+    seg: float = Field(default=1.0, ge=0)
+    sss: float = Field(default=1.0, ge=0)
+
+
+class WilsonConfig(_Section):
+    """WILSON (CVPR 2022). Defaults are the released code; each option that departs from it says what it changes."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the one-hot part of the soft pseudo-labels."""
+    warm_up_epochs: int = Field(default=5, ge=0)
+    """Epochs in which only classification, localizer prior and encoder distillation are active."""
+    background_mix: float | None = Field(default=None, ge=0, le=1)
+    """None: background target is min(old, pseudo); k: (1-k) old + k pseudo."""
+    use_old_tags: bool = True
+    """Use tags of old classes where the tag list states them (paper, table 5)."""
+    ngwp_epsilon: float = Field(default=1.0, gt=0)
+    """Added to the weight sum of nGWP; the paper calls it a small constant, the code has 1."""
+    encoder_sum: bool = False
+    """Sum the encoder distillation over channels (paper, eq. A4) instead of averaging (code)."""
+    localizer_only_warm_up: bool = False
+    """Train only the localizer in the warm-up, as the paper says; the code trains the backbone too."""
+    renormalise: bool = False
+    """Renormalise the pseudo-labels after masking by tags."""
+    pamr: bool = True
+    """Refine the localizer's own pseudo-labels by PAMR."""
+    suppress_claimed: bool = False
+    """Lower the targets of old classes where a new class is claimed; not in the paper (docs/how-it-works.md)."""
+    loss_weights: WilsonLossWeights = WilsonLossWeights()
+
+
+class TrainConfig(_Section):
+    """Base training (``cilseg train``)."""
+
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+
+class UpdateConfig(_Section):
+    """An incremental step (``cilseg update``)."""
+
+    method: str = "wilson"
+    optimiser: OptimiserConfig = OptimiserConfig(epochs=40, lr_body=0.001, schedule="warmup")
+    wilson: WilsonConfig = WilsonConfig()
+
+
+class RuntimeConfig(_Section):
+    """Where and how a run executes; none of it changes what is learned on the CPU in float32."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode and crop images; 0: the training process does it."""
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints inside an epoch; one is written at the end of each epoch in any case."""
+
+
+class Config(_Section):
+    """One complete, runnable choice: what a file in ``configs/`` holds."""
+
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    update: UpdateConfig = UpdateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    seed: int = 0
+
+
+def configs_directory() -> Path:
+    """Return the folder of the presets: inside the installed package, or the checkout's ``configs/``."""
+    return _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+def preset_names() -> list[str]:
+    return sorted(p.stem for p in configs_directory().glob("*.yaml"))
+
+
+def load_config(
+    preset: str | Path | None = None, overrides: Sequence[str] = (), *, base: dict[str, Any] | None = None
+) -> Config:
+    """Return the configuration of ``preset`` (a name in ``configs/`` or a YAML file) with ``a.b=value`` overrides.
+
+    Args:
+        base: a resolved configuration to start from (the parent version's) when no preset is given.
+
+    Raises:
+        NotFoundError: no such preset or file.
+        InputError: YAML that does not parse, unknown keys, wrong values, malformed overrides; all of them at once.
+    """
+    tree: dict[str, Any] = dict(base or {})
+    if preset is not None:
+        tree = _read(preset)
+    faults = FaultCollector(f"Configuration {preset or ''}".strip())
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            faults.add(f"override {text!r} is not of the form section.key=value")
+            continue
+        _set(tree, key.split("."), yaml.safe_load(value))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as exc:
+        for error in exc.errors():
+            faults.add(_describe(error))
+    faults.raise_if_any("Run `cilseg train --help` for the presets; docs/configuration.md lists every key.")
+    return config
+
+
+def _read(preset: str | Path) -> dict[str, Any]:
+    path = Path(preset)
+    if not path.suffix:
+        path = configs_directory() / f"{preset}.yaml"
+        if not path.is_file():
+            hint = did_you_mean(str(preset), preset_names())
+            raise NotFoundError(
+                f"Unknown preset {preset!r}.{hint} Presets: {', '.join(preset_names())}; or give a YAML file."
+            )
+    if not path.is_file():
+        raise NotFoundError(f"Configuration file {path} does not exist.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise InputError(f"Configuration file {path} is not readable YAML: {exc}") from exc
+    if not isinstance(tree, dict):
+        raise InputError(
+            f"Configuration file {path} must hold sections (model, train, update ...), got {type(tree).__name__}."
+        )
+    return tree
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.get(key)
+        tree[key] = dict(child) if isinstance(child, dict) else {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _describe(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in error["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return f"unknown key {where}.{did_you_mean(str(error['loc'][-1]), model.model_fields)}"
+    return f"{where}: {error['msg']} (got {error['input']!r})"

@@ -1,0 +1,1 @@
+"""Where images, masks and tags come from: sources, tag lists, incremental protocols, generated scenes."""

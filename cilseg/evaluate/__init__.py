@@ -1,0 +1,1 @@
+"""Judging a model: confusion matrices, scores, the gate and its reports."""

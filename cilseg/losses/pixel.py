@@ -1,0 +1,45 @@
+"""Losses against a mask: one label per pixel, void left out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cilseg.classes import VOID_ID
+from cilseg.losses.precision import at_least_float32
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def bce_with_ignore(
+    logits: Tensor, target: Tensor, *, ignore_id: int = VOID_ID, reduction: Reduction = "none"
+) -> Tensor:
+    """Binary cross-entropy of every class, summed over the classes of a pixel.
+
+    The loss of WILSON's base step (Cermelli et al., CVPR 2022, eq. 1): one sigmoid per class, so that the scores
+    of one class do not depend on those of the others. The base step takes ``reduction="none"`` and then the mean
+    over all pixels, void ones included as zeros.
+
+    Args:
+        logits: (B, C, h, w).
+        target: (B, h, w) integer class ids, ``ignore_id`` where a pixel does not count.
+        ignore_id: the id to leave out.
+        reduction: "none" gives (B, h, w) with 0 at ignored pixels, "mean" the mean over the pixels that count
+            (0 when none does), "sum" their sum.
+
+    Returns:
+        (B, h, w) or a scalar, float64 when the logits are, float32 otherwise.
+    """
+    logits = at_least_float32(logits)
+    counts = target != ignore_id
+    labels = torch.where(counts, target, 0).long()
+    # sum_c bce(z_c, [c = y]) = -sum_c log sigmoid(-z_c) - z_y: no one-hot tensor is built.
+    per_pixel = -F.logsigmoid(-logits).sum(dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    per_pixel = torch.where(counts, per_pixel, 0.0)
+    if reduction == "none":
+        return per_pixel
+    total = per_pixel.sum()
+    return total if reduction == "sum" else total / counts.sum().clamp(min=1)

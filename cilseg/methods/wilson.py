@@ -1,0 +1,76 @@
+"""WILSON: new classes from image tags (Cermelli et al., CVPR 2022; released code, spec sections A2 to A4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cilseg.config import OptimiserConfig
+from cilseg.losses.wilson import wilson_losses
+from cilseg.methods.base import Method, StepContext, _group
+from cilseg.models.head import Localizer
+from cilseg.train.dataset import Batch
+
+
+class Wilson(Method):
+    """A localizer trained on tags supervises the new channels; the old model supervises the old ones."""
+
+    name = "wilson"
+    supervision = "tags"
+    idea = "localizer from tags + soft pseudo-labels + the old model's scores"
+    paper = "Cermelli et al., CVPR 2022"
+
+    def __init__(self, context: StepContext) -> None:
+        super().__init__(context)
+        self.options = context.config.wilson
+        self.n_old = self.old_model.n_classes
+        self.localizer = Localizer(self.model.backbone.channels, n_classes=self.model.n_classes)
+
+    @property
+    def warm_up_epochs(self) -> int:
+        return self.options.warm_up_epochs
+
+    def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
+        return [*super().parameter_groups(cfg), _group(self.localizer.parameters(), cfg.lr_localizer)]
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        opt = self.options
+        warm_up = epoch < opt.warm_up_epochs
+        body, old_body = self.two_bodies(batch)
+        if warm_up and opt.localizer_only_warm_up:
+            body = body.detach()
+        with torch.no_grad():
+            old_logits = self.old_model.classify(old_body)
+            self.localizer.eval()
+            loc_eval = self.localizer(body.detach())
+            self.localizer.train()
+        losses = wilson_losses(
+            loc_eval=loc_eval,
+            loc_raw=self.localizer(body),
+            seg_logits=self.model.classify(body),
+            old_logits=old_logits,
+            body=body,
+            old_body=old_body,
+            tags=self._tags(batch["tags"]),
+            n_old=self.n_old,
+            image=batch["image"].float() / self.model.std,
+            alpha=opt.alpha,
+            background_mix=opt.background_mix,
+            suppress_claimed=opt.suppress_claimed,
+            warm_up=warm_up,
+            n_tag_columns=self.model.n_classes - 1 if opt.use_old_tags else None,
+            encoder_reduction="channel_sum" if opt.encoder_sum else "mean",
+            pamr_iterations=10 if opt.pamr else 0,
+            renormalise=opt.renormalise,
+            ngwp_epsilon=opt.ngwp_epsilon,
+        )
+        return {key: getattr(opt.loss_weights, key) * value for key, value in losses.items()}
+
+    def _tags(self, states: Tensor) -> Tensor:
+        """Return tag states ``(B, n_fg)`` as floats; without ``use_old_tags`` the old columns are unknown."""
+        tags = states.float()
+        if not self.options.use_old_tags:
+            tags[:, : self.n_old - 1] = -1
+        return tags

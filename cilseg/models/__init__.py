@@ -1,0 +1,1 @@
+"""Networks: timm backbone, DeepLabV3 head, one classifier per step, localizer."""

@@ -1,0 +1,184 @@
+"""timm backbones behind one small adapter: last feature map at a chosen output stride, freezable from the bottom."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import cilseg.models.torchvision_guard  # noqa: F401  must come before timm
+from cilseg.errors import ArtifactError, InputError, NotFoundError, did_you_mean
+from cilseg.models.dilated import use_subgrid_convolutions
+
+import timm  # isort: skip  (after the guard)
+
+_LOGGER = logging.getLogger(__name__)
+OUTPUT_STRIDES = (4, 8, 16, 32)
+_STAGE_NAME = re.compile(r"(layer|stages?_?|blocks?_?|s)\d")
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier.
+
+    ``forward`` maps normalised images ``(B, 3, H, W)`` to the body features ``(B, channels, H/s, W/s)`` with
+    ``s = output_stride``. The network is seen as a sequence of parts (stem, then stages): ``prefix`` runs the first
+    ``frozen_parts`` of them, ``suffix`` the rest, so that two models with the same frozen prefix can share it.
+
+    Args:
+        name: timm model name, for example ``mobilenetv2_100``.
+        output_stride: 4, 8, 16 or 32, as far as the network supports it.
+
+    Raises:
+        InputError: unknown name, or a network that has no feature maps at this stride.
+    """
+
+    def __init__(self, name: str, *, output_stride: int = 16) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise InputError(
+                f"Unknown backbone {name!r}.{did_you_mean(name, timm.list_models())} See timm.list_models()."
+            )
+        if output_stride not in OUTPUT_STRIDES:
+            raise InputError(f"output_stride must be one of {OUTPUT_STRIDES}, got {output_stride}.")
+        try:
+            self.net: nn.Module = timm.create_model(
+                name, features_only=True, output_stride=output_stride, pretrained=False
+            )
+        except (NotImplementedError, RuntimeError, AssertionError, TypeError) as exc:
+            raise InputError(
+                f"Backbone {name!r} gives no feature maps at output stride {output_stride}: {exc}. "
+                "Choose a convolutional network such as resnet18 or mobilenetv2_100, or another stride."
+            ) from exc
+        info: Any = self.net.feature_info
+        if info.reduction()[-1] != output_stride:
+            raise InputError(
+                f"Backbone {name!r} ends at stride {info.reduction()[-1]}, not {output_stride}; choose that stride."
+            )
+        self.name = name
+        self.output_stride = output_stride
+        self.channels: int = info.channels()[-1]
+        self.frozen_parts = 0
+        use_subgrid_convolutions(self.net)
+
+    def parts(self) -> list[nn.Module]:
+        """The network as a sequence of modules, or an empty list where it is no sequence."""
+        return [module for _, module in self._named_parts()]
+
+    def _named_parts(self) -> list[tuple[str, nn.Module]]:
+        net: Any = self.net
+        if hasattr(net, "conv_stem") and hasattr(net, "blocks"):  # EfficientNet, MobileNet families
+            stages = [(f"stages_{i}", block) for i, block in enumerate(net.blocks)]
+            return [("stem", nn.Sequential(net.conv_stem, net.bn1)), *stages]
+        if type(self.net).__name__ == "FeatureListNet":  # ResNet and most others
+            return list(self.net.named_children())
+        return []
+
+    def freeze(self, stages: int) -> None:
+        """Freeze the stem and the first ``stages`` stages: no gradient, norm layers keep their statistics.
+
+        ``-1`` freezes nothing, ``0`` the stem alone.
+
+        Raises:
+            InputError: the network is no plain sequence, or has fewer stages.
+        """
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+        self.frozen_parts = 0
+        if stages < 0:
+            return
+        named = self._named_parts()
+        starts = [i for i, (name, _) in enumerate(named) if _STAGE_NAME.match(name)]
+        if stages > len(starts) or not starts:
+            raise InputError(f"Backbone {self.name!r} has {len(starts)} stages that can be frozen, got {stages}.")
+        self.frozen_parts = [*starts, len(named)][stages]
+        for _, part in named[: self.frozen_parts]:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.frozen_parts:
+            for part in self.parts()[: self.frozen_parts]:
+                part.eval()
+        return self
+
+    def prefix(self, x: Tensor) -> Tensor:
+        """Run the frozen parts without gradient; the identity when nothing is frozen."""
+        with torch.no_grad():
+            for part in self.parts()[: self.frozen_parts]:
+                x = part(x)
+        return x
+
+    def suffix(self, x: Tensor) -> Tensor:
+        """Run what ``prefix`` left."""
+        if not self.frozen_parts:
+            features: list[Tensor] = self.net(x)
+            return features[-1]
+        for part in self.parts()[self.frozen_parts :]:
+            x = part(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.suffix(self.prefix(x))
+
+
+def load_weights(backbone: Backbone, weights: str | None) -> str:
+    """Load ``weights`` (``None``/``"none"``, ``"hub"``, or a ``.safetensors`` file in timm names) into ``backbone``.
+
+    Returns:
+        A description for the manifest: ``"none"``, ``"hub:<tag>"``, or ``"<file name>"``.
+
+    Raises:
+        NotFoundError: the file does not exist.
+        ArtifactError: the file is damaged or does not fit the network.
+        InputError: no hub weights for this network, or the hub cannot be reached.
+    """
+    if weights is None or weights == "none":
+        return "none"
+    if weights == "hub":
+        try:
+            source = timm.create_model(backbone.name, pretrained=True)
+        except Exception as exc:  # the hub client has no common base class
+            raise InputError(
+                f"Hub weights for {backbone.name!r} could not be loaded: {exc}. Download them once as .safetensors and "
+                "pass that file, or train from scratch with weights: none."
+            ) from exc
+        _load_state(backbone, source.state_dict(), f"the hub weights of {backbone.name}")
+        return f"hub:{source.pretrained_cfg.get('tag', '')}"
+    path = Path(weights)
+    if not path.is_file():
+        raise NotFoundError(f"Weights file {path} does not exist. Give a .safetensors file, 'hub' or 'none'.")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise ArtifactError(f"{path} is no readable .safetensors file ({exc}). Download or copy it again.") from exc
+    _load_state(backbone, state, str(path))
+    return path.name
+
+
+def _load_state(backbone: Backbone, state: dict[str, Tensor], what: str) -> None:
+    own = backbone.net.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or wrong:
+        raise ArtifactError(
+            f"{what} does not fit backbone {backbone.name!r}: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(wrong)} of another shape {wrong[:3]}. Use the weights of this timm model."
+        )
+    backbone.net.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def normalisation_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return the input ``(mean, std)`` on the 0-255 scale that timm records for ``name``'s own weights."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    mean = config.mean if config else (0.485, 0.456, 0.406)
+    std = config.std if config else (0.229, 0.224, 0.225)
+    red, green, blue = (round(255 * v, 4) for v in mean)
+    red_s, green_s, blue_s = (round(255 * v, 4) for v in std)
+    return (red, green, blue), (red_s, green_s, blue_s)

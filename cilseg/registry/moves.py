@@ -1,0 +1,119 @@
+"""Moves of an alias, on the connection of a write transaction: promotion and rollback."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from sqlalchemy import Connection
+
+from cilseg.bundle import verify_files
+from cilseg.errors import ArtifactError, ConflictError, GateError, NotFoundError
+from cilseg.registry import ledger, lookup
+from cilseg.registry.policy import UNGATED_ALIASES, judge, renamed_ids
+from cilseg.registry.records import AliasEvent, Version
+from cilseg.registry.store import FolderStore
+
+_logger = logging.getLogger(__name__)
+
+
+def move(
+    connection: Connection,
+    store: FolderStore,
+    *,
+    version: Version,
+    alias: str,
+    action: str,
+    who: str,
+    why: str = "",
+    gate_report: str | None = None,
+    force: bool = False,
+    class_change: bool = False,
+) -> AliasEvent:
+    """Point ``alias`` at ``version``; see :meth:`cilseg.registry.Registry.promote` for what is refused."""
+    head = ledger.head(connection, version.name, alias)
+    if head is not None and head["number"] == version.number:
+        return replace(ledger.alias_event(head), moved=False)
+    refusal, report = (None, None) if alias in UNGATED_ALIASES else judge(version)
+    if refusal is not None and not force:
+        raise GateError(refusal)
+    at = head["number"] if head is not None else None
+    changed = _check_target(connection, store, version=version, at=at, alias=alias, class_change=class_change)
+    return ledger.new_event(
+        connection,
+        action=action,
+        name=version.name,
+        number=version.number,
+        digest=version.digest,
+        alias=alias,
+        from_number=at,
+        who=who,
+        why=why,
+        forced=refusal is not None,
+        class_change=changed,
+        gate_report=gate_report or report,
+        undo=head["sequence"] if head is not None else None,
+    )
+
+
+def rollback(
+    connection: Connection,
+    store: FolderStore,
+    *,
+    name: str | None,
+    alias: str,
+    who: str,
+    why: str,
+    class_change: bool,
+) -> AliasEvent:
+    """Point ``alias`` back at what it pointed to before its last move that was not itself undone."""
+    model = name if name is not None else lookup.only_name(connection)
+    lookup.require_name(connection, model)
+    head = lookup.require_alias(connection, model, alias)
+    if head["undo"] is None:
+        raise ConflictError(
+            f"{model}@{alias} is at {model}:{head['number']} and has no earlier version to go back to. Choose one "
+            f"from `cilseg list` and run `cilseg promote {model}:N`."
+        )
+    before = ledger.event_by_sequence(connection, head["undo"])
+    version = lookup.numbered(connection, store, name=model, number=before["number"])
+    changed = _check_target(
+        connection, store, version=version, at=head["number"], alias=alias, class_change=class_change
+    )
+    return ledger.new_event(
+        connection,
+        action="rollback",
+        name=model,
+        number=version.number,
+        digest=version.digest,
+        alias=alias,
+        from_number=head["number"],
+        who=who,
+        why=why,
+        class_change=changed,
+        gate_report=before["gate_report"],
+        undo=before["undo"],
+    )
+
+
+def _check_target(
+    connection: Connection, store: FolderStore, *, version: Version, at: int | None, alias: str, class_change: bool
+) -> bool:
+    """Refuse damaged files and ids that change their names; return whether some do, with consent."""
+    verify_files(version.path, version.manifest)
+    if at is None:
+        return False
+    current = lookup.numbered(connection, store, name=version.name, number=at)
+    try:
+        renamed = renamed_ids(current.manifest.class_set, version.manifest.class_set)
+    except (ArtifactError, NotFoundError) as error:
+        # A damaged version must not hold the alias: leaving it is allowed.
+        _logger.warning("Class names were not compared: %s", error)
+        return False
+    if renamed and not class_change:
+        raise ConflictError(
+            f"Moving {version.name}@{alias} from {current.ref} to {version.ref} gives ids another name "
+            f"({'; '.join(renamed)}), so readers of its masks would mistake one class for another. "
+            "If they are ready for that, add --class-change."
+        )
+    return bool(renamed)

@@ -1,0 +1,1 @@
+"""Training: datasets, the loop (lightning-fabric confined to ``engine``), schedules, checkpoints."""

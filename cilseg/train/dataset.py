@@ -1,0 +1,118 @@
+"""What a training step sees: crops with masks, or crops with image tags and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cilseg.data.transforms import TrainTransform
+from cilseg.errors import InputError
+
+ImageReader = Callable[[int], npt.NDArray[np.uint8]]
+_CACHE_BYTES = 2 * 1024**3
+
+
+class Batch(TypedDict, total=False):
+    """``image`` (B, 3, H, W) uint8 RGB; ``mask`` (B, H, W) int64 or absent; ``tags`` (B, n_fg) int8 or absent."""
+
+    image: Tensor
+    mask: Tensor
+    tags: Tensor
+
+
+@dataclass
+class TrainingSet:
+    """Images with channel masks, with tag states, or both; decoded files are kept in memory up to 2 GiB.
+
+    Args:
+        read_image: index -> ``(H, W, 3)`` uint8.
+        read_mask: index -> ``(H, W)`` uint8 channel ids with 255 void; None for tag supervision, so that a tag
+            method cannot see masks at all.
+        tags: ``(N, n_fg)`` int8: 1 present, 0 absent, -1 unknown; None for mask supervision.
+    """
+
+    size: int
+    read_image: ImageReader
+    transform: TrainTransform
+    seed: int
+    read_mask: ImageReader | None = None
+    tags: npt.NDArray[np.int8] | None = None
+    _cache: dict[tuple[str, int], npt.NDArray[np.uint8]] = field(default_factory=dict)
+    _cached_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size == 0:
+            raise InputError("There is no image to train on. Check the split list or the tag list.")
+
+    def _read(self, kind: str, reader: ImageReader, index: int) -> npt.NDArray[np.uint8]:
+        key = (kind, index)
+        if key not in self._cache:
+            array = reader(index)
+            if self._cached_bytes + array.nbytes > _CACHE_BYTES:
+                return array
+            self._cache[key] = array
+            self._cached_bytes += array.nbytes
+        return self._cache[key]
+
+    def sample(self, epoch: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Return the crop of image ``index`` in ``epoch``: the same for every worker count and after a resume."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, 1, epoch, index]))
+        image = self._read("image", self.read_image, index)
+        mask = None if self.read_mask is None else self._read("mask", self.read_mask, index)
+        return self.transform(image, mask, rng)
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the permutation of ``epoch``."""
+        return np.random.Generator(np.random.PCG64([self.seed, 2, epoch])).permutation(self.size)
+
+    def iterations(self, batch_size: int) -> int:
+        """Batches per epoch; the incomplete last one is dropped unless it is the only one."""
+        return max(1, self.size // batch_size)
+
+    def batch_indices(self, epoch: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Sequence[int]]:
+        """Return the indices of each batch of ``epoch`` for one process; ``batch_size`` counts all processes."""
+        order = self.order(epoch)
+        count = self.iterations(batch_size)
+        return [order[i * batch_size : (i + 1) * batch_size][rank::world].tolist() for i in range(count)]
+
+    def collate(self, epoch: int, indices: Sequence[int]) -> Batch:
+        """Build the batch of the given indices."""
+        samples = [self.sample(epoch, i) for i in indices]
+        batch = Batch(image=torch.from_numpy(np.stack([s[0] for s in samples])).permute(0, 3, 1, 2))
+        if self.read_mask is not None:
+            batch["mask"] = torch.from_numpy(np.stack([s[1] for s in samples if s[1] is not None])).long()
+        if self.tags is not None:
+            batch["tags"] = torch.from_numpy(self.tags[list(indices)])
+        return batch
+
+
+class _EpochBatches(torch.utils.data.Dataset[Batch]):
+    """One epoch as a map-style dataset of whole batches, so that worker processes can build them."""
+
+    def __init__(self, data: TrainingSet, epoch: int, batches: list[Sequence[int]]) -> None:
+        self._data, self._epoch, self._batches = data, epoch, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, position: int) -> Batch:
+        return self._data.collate(self._epoch, self._batches[position])
+
+
+def epoch_batches(
+    data: TrainingSet, epoch: int, *, batch_size: int, start: int = 0, workers: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Yield the batches of ``epoch`` from number ``start`` on."""
+    batches = data.batch_indices(epoch, batch_size, rank=rank, world=world)[start:]
+    dataset = _EpochBatches(data, epoch, batches)
+    if not workers:
+        yield from (dataset[i] for i in range(len(dataset)))
+        return
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2)
+    yield from loader

@@ -1,0 +1,136 @@
+"""One training step of a lineage: what the model sees, and running it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cilseg.classes import ClassSet
+from cilseg.config import OptimiserConfig, RuntimeConfig, UpdateConfig
+from cilseg.data.labels import map_mask
+from cilseg.data.source import Source
+from cilseg.data.transforms import TrainTransform
+from cilseg.methods import Method, StepContext, Supervised, method_class
+from cilseg.models.segmenter import SegmentationModel
+from cilseg.train.dataset import TrainingSet
+from cilseg.train.engine import OnTick, fit
+from cilseg_serve.images import read_image
+
+if TYPE_CHECKING:
+    from cilseg.data.taglist import TagList
+
+
+def masked_set(
+    source: Source,
+    class_set: ClassSet,
+    optimiser: OptimiserConfig,
+    *,
+    visible: Collection[str],
+    seed: int,
+    others: Literal["background", "void"] = "background",
+) -> TrainingSet:
+    """Training set with masks; classes outside ``visible`` become ``others``, void stays void."""
+
+    def read_mask(index: int) -> npt.NDArray[np.uint8]:
+        return map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
+
+    return TrainingSet(
+        size=len(source), read_image=source.image, read_mask=read_mask, transform=_transform(optimiser), seed=seed
+    )
+
+
+def tagged_set(tag_list: TagList, class_set: ClassSet, optimiser: OptimiserConfig, *, seed: int) -> TrainingSet:
+    """Training set with image tags; no mask is ever opened."""
+    files = [image.file for image in tag_list.images]
+    return tagged_files(files, tag_list.states(class_set), optimiser, seed=seed)
+
+
+def tagged_files(
+    files: Sequence[Path], states: npt.NDArray[np.int8], optimiser: OptimiserConfig, *, seed: int
+) -> TrainingSet:
+    """Training set of image files with tag states ``(N, n_fg)``: 1 present, 0 absent, -1 unknown."""
+    return TrainingSet(
+        size=len(files),
+        read_image=lambda index: read_image(files[index]),
+        tags=states,
+        transform=_transform(optimiser),
+        seed=seed,
+    )
+
+
+def _transform(optimiser: OptimiserConfig) -> TrainTransform:
+    return TrainTransform(optimiser.crop_px, optimiser.crop_scale, optimiser.color_jitter)
+
+
+def run_id_of(**parts: object) -> str:
+    """Return a short fingerprint of everything that decides what a run learns."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def train_base(
+    model: SegmentationModel,
+    data: TrainingSet,
+    optimiser: OptimiserConfig,
+    *,
+    runtime: RuntimeConfig,
+    seed: int,
+    run_dir: Path,
+    run_id: str,
+    resume: bool = False,
+    on_tick: OnTick | None = None,
+) -> SegmentationModel:
+    """Train a base model on masks and return it in evaluation mode."""
+    method = Supervised(StepContext(model, None, UpdateConfig()))
+    return _run(method, data, optimiser, runtime, seed, run_dir, run_id, resume, on_tick)
+
+
+def train_increment(
+    parent: SegmentationModel,
+    data: TrainingSet,
+    config: UpdateConfig,
+    *,
+    n_new: int,
+    runtime: RuntimeConfig,
+    seed: int,
+    run_dir: Path,
+    run_id: str,
+    resume: bool = False,
+    on_tick: OnTick | None = None,
+) -> SegmentationModel:
+    """Train an incremental step with ``config.method``; the parent is left as it is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = parent.extended(n_new)
+        method = method_class(config.method)(StepContext(model, parent, config))
+    return _run(method, data, config.optimiser, runtime, seed, run_dir, run_id, resume, on_tick)
+
+
+def _run(
+    method: Method,
+    data: TrainingSet,
+    optimiser: OptimiserConfig,
+    runtime: RuntimeConfig,
+    seed: int,
+    run_dir: Path,
+    run_id: str,
+    resume: bool,
+    on_tick: OnTick | None,
+) -> SegmentationModel:
+    model = method.model
+    for network in [model, *method._old]:
+        network.backbone.freeze(optimiser.frozen_stages)
+    model.freeze_norm(optimiser.freeze_norm)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fit(method, data, optimiser, run_dir=run_dir, run_id=run_id, runtime=runtime, resume=resume, on_tick=on_tick)
+    model.freeze_norm(False)
+    model.backbone.freeze(-1)
+    return model.eval()

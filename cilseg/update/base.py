@@ -1,0 +1,109 @@
+"""Base training: masks in, first version of a lineage out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cilseg.classes import ClassSet
+from cilseg.config import Config
+from cilseg.data.source import open_source
+from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
+from cilseg.models.build import new_model
+from cilseg.registry import Registry, Version
+from cilseg.train.engine import OnTick
+from cilseg.train.steps import masked_set, run_id_of, train_base
+from cilseg.update.bundle import gate_set_of, register_bundle
+
+
+@dataclass(frozen=True)
+class BaseRequest:
+    """What ``cilseg train`` is asked for.
+
+    ``classes`` is the order of the ids 1, 2, ...; None takes every class that the data names, in the order of its
+    mask values. Classes of the data outside ``classes`` are background.
+    """
+
+    name: str
+    data: Path
+    config: Config
+    classes: Sequence[str] | None = None
+    labels: str | None = None
+    split: str = "train"
+    gate_split: str | None = "val"
+    resume: bool = False
+
+
+def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick | None = None) -> Version:
+    """Train a base model and register it; the first version of a name becomes its ``production``.
+
+    Raises:
+        InputError: faults of the data or the classes, before anything is trained.
+        TrainingError: the loss is not finite.
+    """
+    config = request.config
+    source = open_source(request.data, split=request.split, label_names=request.labels)
+    gate = (
+        open_source(request.data, split=request.gate_split, label_names=request.labels) if request.gate_split else None
+    )
+    names = _classes(request, {v: n for v, n in source.label_names.items() if v})
+    class_set = ClassSet.base(names)
+    fingerprint = source.fingerprint()
+    run_id = run_id_of(
+        kind="base",
+        data=fingerprint,
+        classes=names,
+        model=config.model.model_dump(mode="json"),
+        train=config.train.model_dump(mode="json"),
+        seed=config.seed,
+    )
+    run_dir = registry.root / "runs" / f"base-{run_id}"
+    model = new_model(config.model, class_set, seed=config.seed)
+    data = masked_set(source, class_set, config.train.optimiser, visible=names, seed=config.seed)
+    train_base(
+        model,
+        data,
+        config.train.optimiser,
+        runtime=config.runtime,
+        seed=config.seed,
+        run_dir=run_dir,
+        run_id=run_id,
+        resume=request.resume,
+        on_tick=on_tick,
+    )
+    first = request.name not in _names(registry)
+    version = register_bundle(
+        registry,
+        request.name,
+        model,
+        class_set,
+        method="base",
+        config=config,
+        data=dict(fingerprint),
+        gate_set=gate_set_of(gate) if gate else None,
+        run_dir=run_dir,
+    )
+    if first:
+        registry.promote(version.ref, why="first version of the lineage")
+    return registry.resolve(version.ref)
+
+
+def _names(registry: Registry) -> list[str]:
+    try:
+        return registry.names()
+    except NotFoundError:  # a run folder, but no version yet
+        return []
+
+
+def _classes(request: BaseRequest, named: dict[int, str]) -> list[str]:
+    if request.classes is None:
+        return [name for _, name in sorted(named.items())]
+    faults = FaultCollector("--classes")
+    for name in request.classes:
+        if name not in named.values():
+            faults.add(f"{name!r} is no class of {request.data}.{did_you_mean(name, named.values())}")
+    faults.raise_if_any(f"The data names: {', '.join(named.values())}.")
+    if not request.classes:
+        raise InputError("--classes is empty; name at least one class, or leave the option out to take all.")
+    return list(request.classes)

@@ -1,0 +1,91 @@
+"""Assemble the bundle directory of a trained model and register it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cilseg.bundle import LABELS, MODEL_CARD, GateSet, Manifest, write_manifest
+from cilseg.classes import ClassSet
+from cilseg.config import Config
+from cilseg.data.source import Source
+from cilseg.models.build import save_weights
+from cilseg.models.segmenter import SegmentationModel
+from cilseg.registry import Registry, Version
+from cilseg.train.engine import LOG_FILE
+from cilseg.train.environment import environment
+
+TAG_LIST_FILE = "tags.json"
+
+
+def gate_set_of(source: Source) -> GateSet:
+    """Describe an annotated split as the gate set of a version: every class that its labels name was annotated."""
+    names = dict(source.label_names)
+    return GateSet(
+        root=str(source.root.resolve()),
+        split=source.split,
+        layout=source.layout,
+        label_names=names,
+        classes=tuple(name for value, name in sorted(names.items()) if value),
+        ids_sha256=str(source.fingerprint()["ids_sha256"]),
+    )
+
+
+def register_bundle(
+    registry: Registry,
+    name: str,
+    model: SegmentationModel,
+    class_set: ClassSet,
+    *,
+    method: str,
+    config: Config,
+    data: dict[str, Any],
+    gate_set: GateSet | None,
+    run_dir: Path,
+    parent: Version | None = None,
+    tag_list: Path | None = None,
+) -> Version:
+    """Write the bundle into a temporary directory beside the run and register it; return the version."""
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix="bundle-") as temporary:
+        directory = Path(temporary)
+        save_weights(model, directory)
+        (directory / LABELS).write_text("".join(f"{n}\n" for n in class_set.names), encoding="utf-8")
+        shutil.copyfile(run_dir / LOG_FILE, directory / "train_log.jsonl")
+        if tag_list is not None:
+            shutil.copyfile(tag_list, directory / TAG_LIST_FILE)
+        manifest = Manifest(
+            classes=class_set.to_json(),
+            architecture=model.architecture,
+            preprocessing=model.preprocessing,
+            method=method,
+            parent=parent.digest if parent else None,
+            config=config.model_dump(mode="json"),
+            seed=config.seed,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment=environment(),
+            data=data,
+            gate_set=gate_set,
+        )
+        (directory / MODEL_CARD).write_text(model_card(name, manifest, parent), encoding="utf-8")
+        write_manifest(directory, manifest)
+        return registry.register(name, directory)
+
+
+def model_card(name: str, manifest: Manifest, parent: Version | None) -> str:
+    """Return the README of a bundle."""
+    classes = manifest.class_set
+    rows = "".join(f"| {i} | {e.name} | {e.color} | {e.step} |\n" for i, e in enumerate(classes.entries))
+    origin = f"Trained from {parent.ref} ({parent.digest})." if parent else "A base model: it has no parent."
+    resize = manifest.preprocessing.short_side_px
+    return (
+        f"# {name}\n\nSemantic segmentation, {len(classes)} classes, method `{manifest.method}`, "
+        f"seed {manifest.seed}, made {manifest.created_at}.\n{origin}\n\n"
+        f"| id | class | colour | step |\n|---|---|---|---|\n{rows}\n"
+        f"Input: RGB image, {f'shorter side resized to {resize} px' if resize else 'any size, not resized'}. "
+        "255 is void in masks.\n\n"
+        "Use: `cilseg predict IMAGE -o OUT --model REF`, or in Python:\n\n"
+        '```python\nfrom cilseg_serve import Segmenter\n\nsegmenter = Segmenter("PATH OF THIS FOLDER")\n```\n'
+    )

@@ -1,0 +1,100 @@
+"""Export a version to ONNX, check that it answers like the trained model, and attach it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cilseg.data.source import Source
+from cilseg.errors import InputError, MissingDependencyError
+from cilseg.models.build import load_model
+from cilseg.models.inference import InferenceGraph
+from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.judge import open_gate_set
+from cilseg_serve.images import read_image
+from cilseg_serve.preprocessing import prepare
+
+MODEL_FILE = "model.onnx"
+PARITY_FILE = "parity.json"
+N_IMAGES = 6
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The attached model and the summary of its parity report."""
+
+    version: Version
+    attachment: Attachment
+    parity: dict[str, object]
+
+
+def export_version(
+    registry: Registry,
+    ref: str | None,
+    *,
+    outputs: Sequence[str] = ("mask",),
+    images: Sequence[Path] = (),
+    keep_failed: Path | None = None,
+) -> ExportResult:
+    """Export ``ref`` as ``model.onnx`` and attach it, if its answers equal the trained model's.
+
+    Args:
+        outputs: some of mask, confidence, logits.
+        images: images for the parity check instead of the first ones of the gate set.
+        keep_failed: where ``parity.json`` and the worst picture go when the check fails; default
+            ``parity-NAME-NUMBER`` in the current directory.
+
+    Raises:
+        ParityError: the exported model answers differently; nothing is attached.
+        InputError: no images to check with.
+        MissingDependencyError: onnx or onnxruntime is not installed.
+    """
+    try:
+        from cilseg_export.onnx_export import export_onnx
+        from cilseg_export.parity import check_parity
+    except ImportError as exc:
+        raise MissingDependencyError(f"Export needs {exc.name}: pip install 'cilseg[train,export,cpu]'.") from exc
+    version = registry.resolve(ref)
+    manifest = version.manifest
+    graph = InferenceGraph(load_model(version.path, manifest), manifest.preprocessing, outputs=outputs).eval()
+    names, pictures = _images(version, images)
+    prepared = [prepare(picture, manifest.preprocessing) for picture in pictures]
+    with tempfile.TemporaryDirectory(prefix="cilseg-export-") as temporary:
+        path = Path(temporary) / MODEL_FILE
+        record = export_onnx(graph, path, manifest=manifest, version_digest=version.digest)
+        failed = keep_failed or Path(f"parity-{version.name}-{version.number}")
+        report = check_parity(graph, path, prepared, out_dir=Path(temporary) / "parity", ids=names)
+        if not report.passed:
+            failed.mkdir(parents=True, exist_ok=True)
+            report = check_parity(graph, path, prepared, out_dir=failed, ids=names)
+        report.raise_if_failed()
+        parity = report.summary()
+        written = registry.attach(version, PARITY_FILE, report.json_path, kind="parity")
+        registry.attach(version, report.worst_path.name, report.worst_path, kind="parity picture")
+        attachment = registry.attach(
+            version,
+            MODEL_FILE,
+            path,
+            kind="onnx",
+            metadata={"parity": {**parity, "report_sha256": written.sha256}, "export": record.to_json()},
+        )
+    return ExportResult(version, attachment, parity)
+
+
+def _images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
+    if files:
+        return [f.name for f in files], [read_image(f) for f in files]
+    gate_set = version.manifest.gate_set
+    if gate_set is None:
+        raise InputError(
+            f"{version.ref} records no gate set, so there are no images to check the export with. Give some: "
+            "--images a.jpg --images b.jpg"
+        )
+    source: Source = open_gate_set(gate_set)
+    rows = np.linspace(0, len(source) - 1, min(N_IMAGES, len(source))).round().astype(int).tolist()
+    return [source.ids[i] for i in rows], [source.image(i) for i in rows]

@@ -1,0 +1,121 @@
+"""Find the exported model of a version and refuse one that is damaged, of another version, or not verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cilseg.bundle import MANIFEST
+from cilseg.errors import ArtifactError, InputError, NotFoundError, ParityError
+
+if TYPE_CHECKING:
+    from cilseg.registry import Registry
+
+ATTACHMENTS = "attachments"
+MODEL_FILE = "model.onnx"
+_AGAIN = "Export it again with: cilseg export REF"
+_READ_ATTEMPTS = 4
+
+_log = logging.getLogger(__name__)
+
+
+def locate(source: str | Path | None, registry: Registry | str | Path | None) -> tuple[Path, str, str | None]:
+    """Return the version directory of ``source``, a name for messages, and the digest that the registry recorded.
+
+    A ``Path``, a text with a slash, and a folder that holds a manifest are directories (no digest on record); anything
+    else is a registry reference.
+
+    Raises:
+        InputError: ``source`` is a file or a malformed reference.
+        NotFoundError: the reference names nothing.
+    """
+    if source is not None:
+        if Path(source).is_file():
+            raise InputError(f"{source} is a file, expected a bundle folder or a reference (or Segmenter.from_onnx()).")
+        if isinstance(source, Path) or "/" in source or os.sep in source or (Path(source) / MANIFEST).is_file():
+            return Path(source), str(source), None
+    from cilseg.registry import Registry
+
+    opened = registry if isinstance(registry, Registry) else Registry.open(registry)
+    version = opened.resolve(source)
+    return version.path, version.ref, version.digest
+
+
+def read_model(directory: Path, name: str, *, digest: str, allow_unverified: bool = False) -> bytes:
+    """Return the bytes of ``attachments/model.onnx``: those that were hashed are those that will run.
+
+    Args:
+        directory: the bundle or version directory.
+        name: how messages call it.
+        digest: ``sha256:...`` of its manifest, which the sidecar must name.
+        allow_unverified: only warn when no parity check was passed.
+
+    Raises:
+        NotFoundError: the version has no exported model.
+        ArtifactError: no readable sidecar, a hash that differs, or a model of another version.
+        ParityError: the parity check is missing or failed.
+    """
+    path = directory / ATTACHMENTS / MODEL_FILE
+    data, actual, expected = b"", "", ""
+    # The model may be replaced between the two reads; its sidecar announces the new one under "next" meanwhile.
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{name} has no exported model ({path} is missing). Make one with: cilseg export REF"
+            ) from None
+        actual = hashlib.sha256(data).hexdigest()
+        entries = _read_sidecar(path.with_name(path.name + ".json"), name)
+        expected = entries[0]["sha256"]
+        for entry in entries:
+            if entry["sha256"] == actual:
+                _check_version(entry["version_digest"], name, digest)
+                _check_parity(entry["metadata"].get("parity"), name, allow_unverified=allow_unverified)
+                return data
+    raise ArtifactError(
+        f"{name}: {path} is damaged: {len(data)} bytes with sha256:{actual[:12]}..., expected "
+        f"sha256:{expected[:12]}.... {_AGAIN}"
+    )
+
+
+def _read_sidecar(path: Path, name: str) -> list[dict[str, Any]]:
+    """Return the entry of the sidecar, then the one it announces, if any; hashes as bare hex."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            {
+                "sha256": str(entry["sha256"]).removeprefix("sha256:"),
+                "version_digest": str(entry["version_digest"]),
+                "metadata": dict(entry.get("metadata") or {}),
+            }
+            for entry in (record, record.get("next"))
+            if entry is not None
+        ]
+    except FileNotFoundError:
+        raise ArtifactError(f"{name}: {path.name}, the record of the exported model, is missing. {_AGAIN}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ArtifactError(f"{name}: {path} cannot be read ({exc!r}). {_AGAIN}") from exc
+
+
+def _check_version(recorded: str, name: str, digest: str) -> None:
+    if recorded != digest:
+        raise ArtifactError(
+            f"{name}: {MODEL_FILE} was exported from version {recorded[:19]}..., this one is {digest[:19]}.... {_AGAIN}"
+        )
+
+
+def _check_parity(parity: Any, name: str, *, allow_unverified: bool) -> None:
+    if isinstance(parity, dict) and parity.get("passed") is True:
+        return
+    state = "failed" if isinstance(parity, dict) and parity.get("passed") is False else "is not on record"
+    if not allow_unverified:
+        raise ParityError(
+            f"{name}: the parity check of its exported model {state}, so it may answer differently from the trained "
+            "one. Run: cilseg export REF (or allow an unverified model: allow_unverified=True, --allow-unverified)."
+        )
+    _log.warning("UNVERIFIED MODEL: %s: the parity check of its exported model %s; masks may be wrong.", name, state)

@@ -1,0 +1,247 @@
+"""The embedded runtime: load an exported model, answer with masks. onnxruntime only, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from cilseg.bundle import MANIFEST, Preprocessing, read_manifest
+from cilseg.classes import ClassSet
+from cilseg.errors import ArtifactError, CilsegError, InputError, MissingDependencyError, NotFoundError
+from cilseg_serve.images import ImageLike, as_rgb_array
+from cilseg_serve.model_file import locate, read_model
+from cilseg_serve.preprocessing import prepare, restore_mask
+from cilseg_serve.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from cilseg.registry import Registry
+
+EMBEDDED_MANIFEST = "cilseg.manifest"
+"""Key of the ONNX metadata that holds ``{"classes": [...], "preprocessing": {...}}`` as JSON."""
+PROVIDERS = ("CPUExecutionProvider",)
+MAX_RUN_PIXELS = 4_000_000
+"""Images of one size share a run up to this many pixels; it bounds the memory that the activations take."""
+
+
+class Segmenter:
+    """An exported model, ready to segment images. Holds no state between calls; threads may share it.
+
+    Args:
+        source: a bundle or version directory, or a registry reference: ``"name:3"``, ``"name@alias"``, ``"name"``;
+            ``None`` is the only model in the registry.
+        registry: registry, or its folder or URL, in which references are looked up; ``None``: ``$CILSEG_REGISTRY``
+            or ``./cilseg-registry``.
+        threads: threads of one inference; ``None`` leaves the number to onnxruntime (one per core).
+        allow_unverified: run a model whose parity check is missing or failed, with a warning.
+
+    Attributes:
+        class_set: classes of the model; position = id in masks.
+        preprocessing: what happens between image and network.
+        name: the reference or path it was loaded from.
+        digest: ``sha256:...`` of the version's manifest, ``None`` for a bare ONNX file.
+        has_confidence: whether the model was exported with its confidence output.
+
+    Raises:
+        NotFoundError: no such directory, reference or exported model.
+        ArtifactError: hash, lineage or graph contract violated.
+        ParityError: no passed parity check.
+        MissingDependencyError: onnxruntime is not installed.
+
+    Example:
+        >>> segmenter = Segmenter("animals@production")        # doctest: +SKIP
+        >>> segmenter.segment("cow.jpg").present               # doctest: +SKIP
+        ('cow',)
+    """
+
+    class_set: ClassSet
+    preprocessing: Preprocessing
+    name: str
+    digest: str | None
+    has_confidence: bool
+
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        *,
+        registry: Registry | str | Path | None = None,
+        threads: int | None = None,
+        allow_unverified: bool = False,
+    ) -> None:
+        directory, self.name, expected_digest = locate(source, registry)
+        manifest = read_manifest(directory)
+        self.digest = manifest.digest
+        if expected_digest is not None and expected_digest != self.digest:
+            raise ArtifactError(
+                f"{directory / MANIFEST} has digest {self.digest[:19]}..., the registry recorded "
+                f"{expected_digest[:19]}...: it was changed. Restore the store from its backup, or register again."
+            )
+        model = read_model(directory, self.name, digest=self.digest, allow_unverified=allow_unverified)
+        self.class_set = manifest.class_set
+        self.preprocessing = manifest.preprocessing
+        self._start(model, threads)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path,
+        *,
+        class_set: ClassSet | None = None,
+        preprocessing: Preprocessing | None = None,
+        threads: int | None = None,
+    ) -> Segmenter:
+        """Load a bare ONNX file that obeys the graph contract; neither hash nor parity is checked.
+
+        Classes and preprocessing come from the file's own metadata (key ``cilseg.manifest``) unless given.
+
+        Raises:
+            NotFoundError: no such file.
+            InputError: the file names no classes or preprocessing and none were given.
+            ArtifactError: no ONNX model, or not of the graph contract.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise NotFoundError(f"{file}: no such ONNX file. Write one with: cilseg export REF")
+        self = cls.__new__(cls)
+        self.name, self.digest = str(file), None
+        self._start(file, threads)
+        if class_set is None or preprocessing is None:
+            embedded_classes, embedded_preprocessing = _embedded_manifest(self._session, file)
+            class_set = class_set or embedded_classes
+            preprocessing = preprocessing or embedded_preprocessing
+        self.class_set, self.preprocessing = class_set, preprocessing
+        return self
+
+    def _start(self, model: bytes | Path, threads: int | None) -> None:
+        self._session = _open_session(model, self.name, threads)
+        self.has_confidence = any(o.name == "confidence" for o in self._session.get_outputs())
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.name!r}, classes={list(self.class_set.names)}, providers={list(self.providers)})"
+
+    def segment(self, image: ImageLike, *, confidence: bool = False) -> Segmentation:
+        """Segment one image (path, Pillow image, or ``(H, W, 3)`` uint8 RGB array), mask at the image's own size.
+
+        Raises:
+            InputError: the image cannot be read, or ``confidence`` is asked of a model exported without it.
+            CilsegError: onnxruntime failed, for example out of memory.
+        """
+        return self.segment_batch([image], confidence=confidence)[0]
+
+    def segment_batch(self, images: Sequence[ImageLike], *, confidence: bool = False) -> list[Segmentation]:
+        """Segment several images, in order; images of equal prepared size share one run.
+
+        Raises:
+            InputError: an image cannot be read (nothing is computed then), or see :meth:`segment`.
+            CilsegError: onnxruntime failed.
+        """
+        if confidence and not self.has_confidence:
+            raise InputError(
+                f"{self.name} was exported without confidence. Export it again with: cilseg export REF --confidence"
+            )
+        arrays = [as_rgb_array(image) for image in images]
+        prepared = [prepare(array, self.preprocessing) for array in arrays]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, array in enumerate(prepared):
+            by_size.setdefault((array.shape[0], array.shape[1]), []).append(index)
+        results: dict[int, Segmentation] = {}
+        for (height, width), members in by_size.items():
+            per_run = max(1, MAX_RUN_PIXELS // (height * width))
+            for start in range(0, len(members), per_run):
+                run = members[start : start + per_run]
+                masks, confidences = self._run(np.stack([prepared[i] for i in run]), confidence=confidence)
+                for row, index in enumerate(run):
+                    results[index] = self._result(
+                        masks[row], None if confidences is None else confidences[row], arrays[index].shape
+                    )
+        return [results[index] for index in range(len(arrays))]
+
+    def _run(
+        self, batch: npt.NDArray[np.uint8], *, confidence: bool
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
+        """Run ``(N, h, w, 3)`` uint8; masks and confidences are ``(N, h, w)``."""
+        wanted = ["mask", "confidence"] if confidence else ["mask"]
+        try:
+            outputs = self._session.run(wanted, {"image": batch})
+        except Exception as exc:  # onnxruntime has no common base class for its errors
+            raise CilsegError(
+                f"{self.name}: onnxruntime failed on {len(batch)} image(s) of {batch.shape[2]} x {batch.shape[1]} px "
+                f"({exc}). Try smaller images, or export the model again."
+            ) from exc
+        masks = outputs[0]
+        if masks.shape != batch.shape[:3] or int(masks.max()) >= len(self.class_set):
+            raise ArtifactError(
+                f"{self.name}: the model answered with masks {masks.shape}, largest id {int(masks.max())}; expected "
+                f"{batch.shape[:3]} and ids under {len(self.class_set)}. Export the model again."
+            )
+        return masks, outputs[1] if confidence else None
+
+    def _result(
+        self, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32] | None, shape: tuple[int, ...]
+    ) -> Segmentation:
+        """Bring one mask ``(h, w)`` and its confidence back to the image's ``shape`` ``(H, W, 3)``."""
+        return Segmentation(
+            mask=restore_mask(mask, shape[0], shape[1]),
+            class_names=self.class_set.names,
+            palette=self.class_set.palette,
+            confidence=None if confidence is None else restore_mask(confidence, shape[0], shape[1]),
+        )
+
+
+def _open_session(model: bytes | Path, name: str, threads: int | None) -> Any:
+    """Start an onnxruntime session and check its providers and the graph contract."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is at least 1, got {threads}. Leave it out for one thread per core.")
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise MissingDependencyError(
+            f"Running models needs onnxruntime ({exc}). Install it with: pip install 'cilseg[cpu]'"
+        ) from exc
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=list(PROVIDERS)
+        )
+    except Exception as exc:  # onnxruntime has no common base class for its errors
+        raise ArtifactError(f"{name}: onnxruntime cannot load the model ({exc}). Export it again.") from exc
+    if list(session.get_providers()) != list(PROVIDERS):
+        raise CilsegError(
+            f"onnxruntime runs {name} on {session.get_providers()}, asked for {list(PROVIDERS)}. Install another build."
+        )
+    _check_contract(session, name)
+    return session
+
+
+def _check_contract(session: Any, name: str) -> None:
+    inputs = {i.name: (i.type, len(i.shape)) for i in session.get_inputs()}
+    outputs = {o.name: o.type for o in session.get_outputs()}
+    confidence_ok = outputs.get("confidence", "tensor(float)") == "tensor(float)"
+    if inputs != {"image": ("tensor(uint8)", 4)} or outputs.get("mask") != "tensor(uint8)" or not confidence_ok:
+        raise ArtifactError(
+            f"{name}: not a cilseg graph. Expected input image uint8 (N, H, W, 3) and output mask uint8 (N, H, W), "
+            f"got inputs {inputs} and outputs {outputs}. Export the model with: cilseg export REF"
+        )
+
+
+def _embedded_manifest(session: Any, file: Path) -> tuple[ClassSet, Preprocessing]:
+    text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED_MANIFEST)
+    if text is None:
+        raise InputError(f"{file} does not name its classes. Pass class_set= and preprocessing=.")
+    try:
+        payload = json.loads(text)
+        return ClassSet.from_json(payload["classes"]), Preprocessing.model_validate(payload["preprocessing"])
+    except (ValueError, KeyError, TypeError, ValidationError, InputError) as exc:
+        raise ArtifactError(
+            f"{file}: metadata {EMBEDDED_MANIFEST!r} cannot be read ({exc!r}). Export the model again."
+        ) from exc
