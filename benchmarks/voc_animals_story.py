@@ -32,7 +32,10 @@ MODEL = {
     "input_std": [127.5] * 3,
 }
 COMMON = {"batch_size": 16, "crop_px": 224, "frozen_stages": 3}
-BASE = {**COMMON, "epochs": 10, "lr_body": 0.01, "lr_head": 0.03, "lr_classifier": 0.03}
+BASE = [  # two cycles of the poly schedule, the second at 0.4 of the rates
+    {**COMMON, "epochs": 10, "lr_body": 0.01, "lr_head": 0.03, "lr_classifier": 0.03},
+    {**COMMON, "epochs": 4, "lr_body": 0.004, "lr_head": 0.012, "lr_classifier": 0.012},
+]
 PUBLISHED = {
     **COMMON,
     "epochs": 40,
@@ -49,14 +52,14 @@ STEPS = {
         "method": "joint",
         "optimiser": {
             **COMMON,
-            "epochs": 5,
+            "epochs": 4,
             "lr_body": 0.005,
             "lr_head": 0.015,
             "lr_classifier": 0.015,
             "lr_new_classifier": 0.015,
         },
     },
-    "ft": {"method": "ft", "optimiser": {**PUBLISHED, "epochs": 15, "schedule": "poly"}},
+    "ft": {"method": "ft", "optimiser": {**PUBLISHED, "epochs": 8, "schedule": "poly"}},
     "wilson_published": {"method": "wilson", "optimiser": PUBLISHED, "wilson": {"use_old_tags": False}},
     "wilson": {"method": "wilson", "optimiser": BEST, "wilson": {"warm_up_epochs": 4, "use_old_tags": False}},
     "wilson_negatives": {"method": "wilson", "optimiser": BEST, "wilson": {"warm_up_epochs": 4, "use_old_tags": False}},
@@ -116,7 +119,6 @@ def run_cell(row: str, seed: int, args: argparse.Namespace) -> None:
     from cilseg.models.segmenter import SegmentationModel
     from cilseg.train.steps import masked_set, run_id_of, tagged_files, train_base, train_increment
 
-    started = time.perf_counter()
     seed_dir = args.work / args.split / f"seed{seed}"
     cell = seed_dir / row
     runtime = RuntimeConfig(threads=args.threads, checkpoint_every_s=120)
@@ -133,19 +135,21 @@ def run_cell(row: str, seed: int, args: argparse.Namespace) -> None:
 
     parent = new_model(model_config, base_set, seed=seed)
     if row == "base":
-        optimiser = OptimiserConfig(**BASE)
-        data = masked_set(base, base_set, optimiser, visible=OLD, seed=seed_run)
-        model: SegmentationModel = train_base(
-            parent,
-            data,
-            optimiser,
-            runtime=runtime,
-            seed=seed_run,
-            run_dir=cell,
-            run_id=run_id_of(row=row, seed=seed),
-            resume=True,
-            on_tick=log,
-        )
+        model: SegmentationModel = parent
+        for cycle, settings in enumerate(BASE, start=1):
+            optimiser = OptimiserConfig(**settings)
+            data = masked_set(base, base_set, optimiser, visible=OLD, seed=seed_run + 100 * (cycle - 1))
+            model = train_base(
+                model,
+                data,
+                optimiser,
+                runtime=runtime,
+                seed=seed_run,
+                run_dir=cell / f"cycle{cycle}",
+                run_id=run_id_of(row=row, seed=seed, settings=settings, cycle=cycle),
+                resume=True,
+                on_tick=log,
+            )
     else:
         parent.load_state_dict(torch.load(seed_dir / "base" / "weights.pt", weights_only=True))
         config = UpdateConfig.model_validate(STEPS[row])
@@ -172,7 +176,8 @@ def run_cell(row: str, seed: int, args: argparse.Namespace) -> None:
             resume=True,
             on_tick=log,
         )
-    trained_s = time.perf_counter() - started
+    logs = [path.read_text().splitlines()[-1] for path in sorted(cell.rglob("log.jsonl"))]
+    trained_s = sum(json.loads(line)["elapsed_s"] for line in logs)
     torch.save(model.state_dict(), cell / "weights.pt")
     graph = InferenceGraph(model, model.preprocessing)
     total = np.zeros((len(classes), len(classes)), dtype=np.int64)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
 
@@ -25,13 +25,13 @@ class ModelConfig(_Section):
     backbone: str = "mobilenetv2_100"
     output_stride: int = 16
     head_channels: int = Field(default=256, ge=4)
-    head_dilations: tuple[int, ...] = (6, 12, 18)
+    head_dilations: tuple[Annotated[int, Field(ge=1)], ...] = (6, 12, 18)
     weights: str = "none"
     """``none``, ``hub``, or a ``.safetensors`` file in timm's parameter names."""
     input_mean: tuple[float, float, float] | None = None
     """On the 0-255 scale; default: what timm records for the backbone."""
-    input_std: tuple[float, float, float] | None = None
-    short_side_px: int | None = None
+    input_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    short_side_px: int | None = Field(default=None, ge=16, le=8192)
     """Resize images so that the shorter side has this length; default: leave them."""
 
 
@@ -47,16 +47,16 @@ class OptimiserConfig(_Section):
     """Classifiers of earlier steps (of the only step in base training)."""
     lr_new_classifier: float = Field(default=0.01, ge=0)
     lr_localizer: float = Field(default=0.01, ge=0)
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
     schedule: Literal["poly", "warmup"] = "poly"
-    power: float = 0.9
+    power: float = Field(default=0.9, ge=0)
     clip_norm: float | None = Field(default=10.0, gt=0)
     """Gradients are scaled down to this global norm; ``null`` switches clipping off."""
     frozen_stages: int = Field(default=-1, ge=-1)
     """-1: nothing; 0: the stem; k: the stem and k stages (no gradient, norm statistics kept)."""
     freeze_norm: bool = False
-    crop_scale: tuple[float, float] = (0.5, 2.0)
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
     """Area of the random crop relative to the image; draws larger than the image are drawn again."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
 
@@ -165,7 +165,10 @@ def load_config(
         if not sign or not key:
             faults.add(f"override {text!r} is not of the form section.key=value")
             continue
-        _set(tree, key.split("."), yaml.safe_load(value))
+        try:
+            _set(tree, key.split("."), yaml.safe_load(value))
+        except yaml.YAMLError as exc:
+            faults.add(f"override {text!r} holds no readable YAML value ({str(exc).splitlines()[0]})")
     try:
         config = Config.model_validate(tree)
     except ValidationError as exc:
@@ -185,7 +188,9 @@ def _read(preset: str | Path) -> dict[str, Any]:
                 f"Unknown preset {preset!r}.{hint} Presets: {', '.join(preset_names())}; or give a YAML file."
             )
     if not path.is_file():
-        raise NotFoundError(f"Configuration file {path} does not exist.")
+        raise NotFoundError(
+            f"Configuration file {path} does not exist. Correct it, or name a preset: {', '.join(preset_names())}."
+        )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as exc:

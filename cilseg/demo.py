@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cilseg.bundle import write_file_atomically
 from cilseg.config import Config, OptimiserConfig
+from cilseg.data.labels import map_mask
 from cilseg.data.protocol import IncrementalProtocol
 from cilseg.data.scenes import SCENE_CLASSES, generate_scenes
 from cilseg.data.source import Source, open_source
@@ -36,7 +37,7 @@ from cilseg_serve import Segmentation, Segmenter, predict_paths
 NAME = "scenes"
 NEW = ("lifebuoy", "fish")
 OLD = tuple(name for name in SCENE_CLASSES if name not in NEW)
-TRAIN_SCENES, VAL_SCENES = 700, 150
+TRAIN_SCENES, VAL_SCENES = 700, 400
 NEGATIVES = 150
 PICTURE = "before_after.png"
 
@@ -70,12 +71,14 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         data = generate_scenes(root / "scenes", train=TRAIN_SCENES, val=VAL_SCENES, seed=config.seed)
         tags = _write_lists(data, root)
     with clock("base"), bar(f"base step: {len(OLD)} classes from masks") as on_tick:
-        request = BaseRequest(NAME, data, config, classes=OLD, split="train_base")
+        request = BaseRequest(NAME, data, config, classes=OLD, split="train_base", resume=True)
         base = train_version(registry, request, on_tick=on_tick)
     with clock("wilson"), bar(f"cilseg update --tags {tags.name}: {', '.join(NEW)}") as on_tick:
-        update = update_version(registry, UpdateRequest(config, parent=base.ref, tags=tags), on_tick=on_tick)
+        update = update_version(
+            registry, UpdateRequest(config, parent=base.ref, tags=tags, resume=True), on_tick=on_tick
+        )
     judgement = result.judgement = update.judgement
-    result.rows["base"] = judgement.reference_scores or {}
+    result.rows["base"] = {**(judgement.reference_scores or {}), "new": None, "all": None}
     result.rows["WILSON, tags"] = judgement.scores
     if judgement.result is not None and judgement.result.verdict == "PROMOTE":
         registry.promote(update.candidate.ref, why="demo: the gate said PROMOTE")
@@ -102,12 +105,13 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
                 classes=NEW,
                 split="train" if method == "joint" else "train_step",
                 name=f"{NAME}-{method}",
+                resume=True,
             )
             foil = update_version(registry, request_foil, on_tick=on_tick)
         result.rows[label] = foil.judgement.scores
         foils[method] = foil.candidate
     result.picture = root / PICTURE
-    _draw(result.picture, val, [base, foils["ft"], update.candidate])
+    _draw(result.picture, val, {"base": base, "fine-tuned": foils["ft"], "WILSON, tags": update.candidate})
     return result
 
 
@@ -127,23 +131,29 @@ def _write_lists(data: Path, root: Path) -> Path:
     return write_tag_list(root / "new_classes.json", tag_list).path
 
 
-def _draw(path: Path, val: Source, versions: list[Version], *, rows: int = 4) -> None:
-    """Draw image, truth and the answer of each version for scenes that show old and new classes together."""
-    shown = [i for i in range(len(val)) if val.classes_in(i) & set(NEW) and len(val.classes_in(i) & set(OLD)) >= 2]
-    class_set = versions[-1].manifest.class_set
-    graphs = [InferenceGraph(load_model(v.path, v.manifest), v.manifest.preprocessing) for v in versions]
+def _draw(path: Path, val: Source, models: Mapping[str, Version], *, rows: int = 4, zoom: int = 2) -> None:
+    """Draw image, truth and the answer of each model for scenes that show old and new classes together."""
+    mixed = [i for i in range(len(val)) if len(val.classes_in(i) & set(OLD)) >= 2]
+    shown = [i for new in NEW for i in [i for i in mixed if val.classes_in(i) & set(NEW) == {new}][: rows // len(NEW)]]
+    class_set = list(models.values())[-1].manifest.class_set
+    graphs = [InferenceGraph(load_model(v.path, v.manifest), v.manifest.preprocessing) for v in models.values()]
     sheet = []
-    for index in shown[:rows]:
+    for index in shown:
         image = val.image(index)
-        ids = {value: class_set.id_of(name) for value, name in val.label_names.items()}
-        truth = np.vectorize(lambda v, ids=ids: ids.get(v, 0), otypes=[np.uint8])(val.mask(index))
-        masks = [truth, *(graph.predict(image) for graph in graphs)]
-        cells = [
-            image,
-            *(Segmentation(m, class_set.names, class_set.palette).overlay(image, alpha=0.65) for m in masks),
-        ]
-        sheet.append(np.concatenate([np.pad(c, ((2, 2), (2, 2), (0, 0)), constant_values=255) for c in cells], axis=1))
-    Image.fromarray(np.concatenate(sheet, axis=0)).save(path)
+        truth = map_mask(val.mask(index), val.label_names, class_set, visible=class_set.foreground)
+        big = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        masks = [m.repeat(zoom, axis=0).repeat(zoom, axis=1) for m in (truth, *(g.predict(image) for g in graphs))]
+        overlays = [Segmentation(m, class_set.names, class_set.palette).overlay(big, alpha=0.65) for m in masks]
+        framed = [np.pad(cell, ((4, 4), (4, 4), (0, 0)), constant_values=255) for cell in (big, *overlays)]
+        sheet.append(np.concatenate(framed, axis=1))
+    picture = np.concatenate(sheet, axis=0)
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 32), "white")
+    canvas.paste(Image.fromarray(picture), (0, 32))
+    draw = ImageDraw.Draw(canvas)
+    names = ("image", "truth", *models)
+    for column, name in enumerate(names):
+        draw.text(((column + 0.5) * picture.shape[1] / len(names), 18), name, "black", anchor="mm", font_size=18)
+    canvas.save(path)
 
 
 class _Clock:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +28,32 @@ def stderr_console(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def progress_console(*, quiet: bool = False) -> Console:
+    """Console for progress bars: stderr where that is a terminal, else one that prints nothing."""
+    console = stderr_console(quiet=quiet)
+    console.quiet = quiet or not console.is_terminal
+    return console
+
+
+def log_to_stderr(*, quiet: bool = False) -> None:
+    """Show what the library logs, from INFO on (errors alone when ``quiet``), as plain lines on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("cilseg")
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+@contextmanager
+def resumable(how: str = " with --resume") -> Iterator[None]:
+    """Say, where a training run is interrupted, how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"repeat the command{how} to go on from the last checkpoint") from None
 
 
 def stdout_console() -> Console:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, print_json, print_table, stderr_console
+from cilseg.cli.common import JsonFlag, QuietFlag, print_json, print_table, progress_console, resumable, stderr_console
 from cilseg.cli.options import ConfigOption, SetOption
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def command(
 
     console = stderr_console(quiet=quiet)
     root.mkdir(parents=True, exist_ok=True)
-    result = run_demo(root, resolved, bar=partial(training_bar, console), say=console.print)
+    with resumable(""):
+        result = run_demo(root, resolved, bar=partial(training_bar, progress_console(quiet=quiet)), say=console.print)
     if json_:
         judgement = result.judgement
         print_json(

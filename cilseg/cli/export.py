@@ -41,11 +41,7 @@ def command(
     outputs = ("mask", *(["confidence"] if confidence else []), *(["logits"] if logits else []))
     console = stderr_console(quiet=quiet)
     with console.status("exporting and comparing"):
-        result = export_version(open_registry(registry), ref, outputs=outputs, images=images or ())
-    if output is not None:
-        import shutil
-
-        shutil.copyfile(result.attachment.path, output)
+        result = export_version(open_registry(registry), ref, outputs=outputs, images=images or (), copy_to=output)
     if json_:
         print_json({"version": result.version.ref, "model": str(result.attachment.path), "parity": result.parity})
         return

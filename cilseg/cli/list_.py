@@ -10,7 +10,9 @@ from cilseg.cli.common import JsonFlag, RegistryOption, open_registry, print_jso
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="Only this model.", show_default="all models")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only this model.", show_default="all models")
+    ] = None,
     as_json: JsonFlag = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -53,8 +55,23 @@ def main(
     """Teach a deployed segmentation model new classes from image tags, judge the result, ship it."""
 
 
+class _StoppedError(Exception):
+    """Ctrl-C inside a command; typer would report it in its own way, which changed between versions."""
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def run_command(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt as stop:
+            raise _StoppedError(f"interrupted{f': {stop}' if str(stop) else ''}") from None
+
+    return run_command
+
+
 for _verb, _module in VERBS.items():
-    app.command(_verb)(importlib.import_module(f"cilseg.cli.{_module}").command)
+    app.command(_verb)(_interruptible(importlib.import_module(f"cilseg.cli.{_module}").command))
 
 
 def run() -> None:
@@ -63,8 +80,8 @@ def run() -> None:
         app()
     except CilsegError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except (_StoppedError, KeyboardInterrupt) as stop:
+        _fail(str(stop) or "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", metavar="NAME|FILE", help="Preset of configs/ or a YAML file.")
+    str | None, typer.Option("--config", "-c", metavar="NAME|FILE", help="Preset (mobilenetv2, tiny) or a YAML file.")
 ]
 SetOption = Annotated[
     list[str] | None,

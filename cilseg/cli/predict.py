@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, print_json, print_table, stderr_console
+from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, print_json, print_table, progress_console
 
 
 def command(
@@ -45,7 +45,7 @@ def command(
     segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, TextColumn("{task.description}", markup=False), console=stderr_console(quiet=quiet)
+        *columns, TextColumn("{task.description}", markup=False), console=progress_console(quiet=quiet)
     ) as progress:
         task = progress.add_task("", total=None, visible=False)
         result = predict_paths(

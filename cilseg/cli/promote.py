@@ -11,7 +11,9 @@ from cilseg.cli.common import JsonFlag, RegistryOption, open_registry, print_jso
 
 
 def command(
-    ref: Annotated[str, typer.Argument(help="Version to promote: name:3, name@candidate, or sha256:abcd.")],
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="Version to promote: name:3, name@candidate, or sha256:abcd.")
+    ],
     alias: Annotated[str, typer.Option("--alias", help="Alias to move.")] = "production",
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in the history.")] = "",
     force: Annotated[

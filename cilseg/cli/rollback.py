@@ -11,7 +11,9 @@ from cilseg.cli.common import JsonFlag, RegistryOption, open_registry, print_jso
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="Model.", show_default="the one model in the registry")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Model.", show_default="the one model in the registry")
+    ] = None,
     alias: Annotated[str, typer.Option("--alias", help="Alias to move.")] = "production",
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in the history.")] = "",
     class_change: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, print_json, stderr_console
+from cilseg.cli.common import JsonFlag, QuietFlag, print_json, progress_console
 
 
 def command(
@@ -37,7 +37,7 @@ def command(
 
     from cilseg.data.scenes import SCENES_JSON, generate_scenes, parse_size
 
-    with Progress(console=stderr_console(quiet=quiet), transient=True) as progress:
+    with Progress(console=progress_console(quiet=quiet), transient=True) as progress:
         task = progress.add_task("scenes", total=max(0, train) + max(0, val))
         root = generate_scenes(
             folder,

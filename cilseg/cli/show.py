@@ -13,7 +13,9 @@ def command(
     ref: Annotated[
         str | None,
         typer.Argument(
-            help="name:3, name@alias, name, or sha256:abcd.", show_default="the one model, as it is in production"
+            metavar="REF",
+            help="name:3, name@alias, name, or sha256:abcd.",
+            show_default="the one model, as it is in production",
         ),
     ] = None,
     as_json: JsonFlag = False,

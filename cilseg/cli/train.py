@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, print_json, stderr_console
+from cilseg.cli.common import (
+    JsonFlag,
+    QuietFlag,
+    RegistryOption,
+    log_to_stderr,
+    open_registry,
+    print_json,
+    progress_console,
+    resumable,
+    stderr_console,
+)
 from cilseg.cli.options import (
     ClassesOption,
     ConfigOption,
@@ -20,7 +30,7 @@ from cilseg.cli.options import (
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Name of the model in the registry.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model in the registry.")],
     data: DataOption = None,
     classes: ClassesOption = None,
     labels: LabelsOption = None,
@@ -61,6 +71,7 @@ def command(
     from cilseg.update import BaseRequest, train_version, validate_version
 
     console = stderr_console(quiet=quiet)
+    log_to_stderr(quiet=quiet)
     target = open_registry(registry)
     request = BaseRequest(
         name=name,
@@ -72,7 +83,7 @@ def command(
         gate_split=gate_split or None,
         resume=resume,
     )
-    with training_bar(console, "base step") as on_tick:
+    with resumable(), training_bar(progress_console(quiet=quiet), "base step") as on_tick:
         version = train_version(target, request, on_tick=on_tick)
     scores = validate_version(target, version.ref).scores if gate_split else None
     if json_:

@@ -11,10 +11,12 @@ from cilseg.cli.common import (
     JsonFlag,
     QuietFlag,
     RegistryOption,
+    log_to_stderr,
     open_registry,
     print_json,
     print_table,
-    stderr_console,
+    progress_console,
+    resumable,
 )
 from cilseg.cli.options import (
     ClassesOption,
@@ -49,6 +51,9 @@ def command(
     split: Annotated[str, typer.Option("--split", help="List of the images in --data.")] = "train",
     labels: LabelsOption = None,
     classes: ClassesOption = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Register without judging; `cilseg validate` does that later.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--name", help="Register under this name instead of the parent's.")
     ] = None,
@@ -88,7 +93,7 @@ def command(
     from cilseg.train.progress import training_bar
     from cilseg.update import UpdateRequest, update_version
 
-    console = stderr_console(quiet=quiet)
+    log_to_stderr(quiet=quiet)
     request = UpdateRequest(
         config=resolved,
         parent=version.ref,
@@ -100,14 +105,16 @@ def command(
         labels=labels,
         classes=split_names(classes) or (),
         name=name,
+        gate=not no_gate,
         resume=resume,
     )
-    with training_bar(console, resolved.update.method) as on_tick:
+    with resumable(), training_bar(progress_console(quiet=quiet), resolved.update.method) as on_tick:
         result = update_version(target, request, on_tick=on_tick)
     finish(result.judgement, json_=json_)
 
 
 def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untagged: str | None, json_: bool) -> None:
+    from cilseg.data.check import check_images
     from cilseg.data.taglist import load_tag_list
     from cilseg.errors import InputError
 
@@ -115,6 +122,7 @@ def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untag
         raise InputError("--dry-run checks a tag list: give --tags FILE.")
     class_set = version.manifest.class_set
     tag_list: TagList = load_tag_list(tags, class_set=class_set, image_root=image_root, untagged=untagged)
+    check_images([image.file for image in tag_list.images], what=f"Tag list {tags}")
     rows = tag_list.summary(class_set)
     missing = tag_list.missing()
     if json_:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, stderr_console
+from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, progress_console
 from cilseg.cli.options import DataOption, LabelsOption
 
 
@@ -41,7 +41,7 @@ def command(
 
         gate_set = gate_set_of(open_source(data, split=split, label_names=labels))
     target = open_registry(registry)
-    with Progress(console=stderr_console(quiet=quiet), transient=True) as bar:
+    with Progress(console=progress_console(quiet=quiet), transient=True) as bar:
         task = bar.add_task("judging")
         judgement = validate_version(
             target,

@@ -37,6 +37,9 @@ def finish(judgement: Judgement, *, json_: bool) -> None:
             typer.echo(f"Report: {judgement.report}")
             if result.verdict == "PROMOTE":
                 typer.echo(f"Next: cilseg promote {judgement.candidate.ref}")
+        elif not judgement.scores:
+            typer.echo(f"{judgement.candidate.ref} is registered and was not judged.")
+            typer.echo(f"Next: cilseg validate {judgement.candidate.ref}")
     if result is not None and result.verdict != "PROMOTE":
         raise typer.Exit(3)
 

@@ -172,12 +172,12 @@ def _starfish_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     arm = np.mod(angle + TAU / 10, TAU / 5) - TAU / 10
     along, across = radius * np.cos(arm), np.abs(radius * np.sin(arm))
-    beads = np.cos(along * 30) * np.cos(across * 30 + rng.uniform(-0.3, 0.3))
+    beads = np.cos(along * 23) * np.cos(across * 23 + rng.uniform(-0.3, 0.3))
     return np.asarray(np.clip(1.4 * beads, 0, 1) * 0.8 + 0.5 * np.clip(1 - across * 16, 0, 1) + 0.15, dtype=np.float32)
 
 
 def _fish_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
-    a, b, _ = _cells(v, u, per_unit=rng.uniform(5.5, 6.5))
+    a, b, _ = _cells(v, u, per_unit=rng.uniform(4.3, 5))
     scales = np.clip(1.15 - 1.1 * np.hypot((a - 0.5) * 1.3, b), 0, 1) * np.clip(1.3 - np.abs(v), 0, 1)
     head = 0.55 - 0.45 * np.clip(1 - np.abs(u - 0.4 + 0.6 * v * v) * 14, 0, 1)
     rays = _wave(4.5 * np.arctan2(v, u + 0.3))
@@ -191,7 +191,7 @@ def _boat_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
 
 
 def _house_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
-    per_unit = rng.uniform(6, 7)
+    per_unit = rng.uniform(5, 5.8)
     x, y, chance = _cells(u, v, per_unit=per_unit, aspect=1.9)
     bricks = np.where((x < 0.12) | (y < 0.22), 1.0, 0.45 * chance)
     x, y, chance = _cells(u, v, per_unit=per_unit * 0.9, aspect=0.9)
@@ -217,7 +217,7 @@ def _leaf_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
 
 def _tree_texture(part: Bytes, u: Field, v: Field, rng: Rng) -> Field:
     zigzag = np.abs(np.mod(u * rng.uniform(4.5, 5.5), 1) - 0.5)
-    needles = np.mod(v * 5.5 + 1.1 * zigzag + 0.25 * np.abs(u), 1)
+    needles = np.mod(v * 4.8 + 1.1 * zigzag + 0.25 * np.abs(u), 1)
     bark = _wave(u * 14 + 0.3 * v)
     return np.where(part == 2, 0.6 * bark, needles**1.5)
 
@@ -287,7 +287,7 @@ OBJECTS: dict[str, Kind] = {
         _fish,
         _fish_texture,
         ((MAIN_DARK, MAIN_LIGHT), (ACCENT_DARK, ACCENT_LIGHT), (PAPER, PAPER), (INK, INK)),
-        tilt=0.9,
+        tilt=0.6,
         bevel=0.26,
         gloss=0.5,
         usual_colors=(11, 7, 5),

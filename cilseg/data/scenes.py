@@ -156,8 +156,8 @@ def _lay_out(rng: Rng, names: Sequence[str], size_hw: tuple[int, int]) -> list[t
     wanted = [order[i % len(order)] for i in range(count)]
     if count > 1 and rng.random() < 0.15:
         wanted[-1] = wanted[0]
-    largest = 0.42 if count < 3 else 0.36
-    radii = np.exp(rng.uniform(math.log(0.14), math.log(largest), count)) * min(size_hw)
+    largest = 0.45 if count < 3 else 0.38
+    radii = np.exp(rng.uniform(math.log(0.15), math.log(largest), count)) * min(size_hw)
     radii = np.maximum(radii, _MIN_RADIUS_PX)
     placed: list[tuple[str, Stamp]] = []
     for name, radius in zip(wanted, np.sort(radii)[::-1], strict=True):  # the large ones at the back
@@ -190,9 +190,9 @@ def _all_visible(stamps: Sequence[Stamp], size_hw: tuple[int, int]) -> bool:
 
 def _scatter_clutter(rng: Rng, size_hw: tuple[int, int]) -> list[tuple[Kind, Stamp]]:
     """Draw the distractors: now and then a cloth, and a handful of pebbles, twigs and flowers."""
-    chosen = ["cloth"] * int(rng.random() < 0.35)
+    chosen = ["cloth"] * int(rng.random() < 0.25)
     chosen += [
-        ("pebble", "twig", "flower")[i] for i in rng.choice(3, size=int(rng.integers(1, 7)), p=(0.5, 0.25, 0.25))
+        ("pebble", "twig", "flower")[i] for i in rng.choice(3, size=int(rng.integers(1, 5)), p=(0.5, 0.25, 0.25))
     ]
     reach = {"cloth": (0.16, 0.34), "pebble": (0.03, 0.13), "twig": (0.08, 0.2), "flower": (0.04, 0.1)}
     things = []

@@ -67,7 +67,8 @@ class Method(nn.Module):
     def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
         """Trainable parameters with a learning rate per part: body, head, old and new classifiers."""
         steps = list(self.model.classifier.steps)
-        new, old = (steps[-1:], steps[:-1]) if len(steps) > 1 and self._old else ([], steps)
+        n_old = len(self.old_model.classifier.steps) if self._old else len(steps)
+        old, new = steps[:n_old], steps[n_old:]
         groups = [
             _group(self.model.backbone.parameters(), cfg.lr_body),
             _group(self.model.head.parameters(), cfg.lr_head),

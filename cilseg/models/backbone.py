@@ -142,6 +142,11 @@ def load_weights(backbone: Backbone, weights: str | None) -> str:
     if weights is None or weights == "none":
         return "none"
     if weights == "hub":
+        if not timm.is_model_pretrained(backbone.name):
+            raise InputError(
+                f"The hub has no weights for {backbone.name!r}. Give a .safetensors file in timm names, or train from "
+                "scratch with weights: none."
+            )
         try:
             source = timm.create_model(backbone.name, pretrained=True)
         except Exception as exc:  # the hub client has no common base class
@@ -164,6 +169,9 @@ def load_weights(backbone: Backbone, weights: str | None) -> str:
 
 def _load_state(backbone: Backbone, state: dict[str, Tensor], what: str) -> None:
     own = backbone.net.state_dict()
+    # Cut into stages, some networks join the names of nested parts: stem_0 for stem.0.
+    by_joined_name = {key.replace(".", "_"): value for key, value in state.items()}
+    state = {key: by_joined_name[joined] for key in own if (joined := key.replace(".", "_")) in by_joined_name}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
     if missing or wrong:
@@ -171,7 +179,7 @@ def _load_state(backbone: Backbone, state: dict[str, Tensor], what: str) -> None
             f"{what} does not fit backbone {backbone.name!r}: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(wrong)} of another shape {wrong[:3]}. Use the weights of this timm model."
         )
-    backbone.net.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    backbone.net.load_state_dict(state, strict=False)
 
 
 def normalisation_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

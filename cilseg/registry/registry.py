@@ -137,6 +137,18 @@ class Registry:
 
     # Writing
 
+    def check_target(self, name: str) -> None:
+        """Check, before hours of work, that a version of ``name`` can be registered here; nothing is written.
+
+        Raises:
+            InputError: the name is not allowed; the folder holds other things or may not be written.
+            ArtifactError: the database is missing or older than the event log.
+        """
+        check_name(name)
+        self._store.check_root()
+        if self._database.exists() or event_log.last_sequence(self._log):
+            self._require_or_empty()
+
     def register(self, name: str, bundle_dir: Path, *, who: str | None = None, alias: str | None = None) -> Version:
         """Copy a bundle into the store and make it the next version of ``name``; point ``alias`` at it if given.
 

@@ -22,7 +22,7 @@ ATTACHMENTS = "attachments"
 READ_ONLY = 0o444
 DATABASE = "registry.db"
 EVENT_LOG = "events.jsonl"
-_OWN = frozenset({"versions", "tmp", EVENT_LOG})
+_OWN = frozenset({"versions", "runs", "tmp", EVENT_LOG})
 _BLOCK_BYTES = 1 << 20
 _STALE_S = 24 * 3600.0
 
@@ -37,11 +37,11 @@ class FolderStore:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
-    def make_root(self) -> None:
-        """Make the registry's folder.
+    def check_root(self) -> None:
+        """Check that the registry's folder is one, or can become one; nothing is written.
 
         Raises:
-            InputError: it is there and holds other things.
+            InputError: it is there and holds other things, or may not be written.
         """
         if self.root.is_dir():
             here = {p.name for p in self.root.iterdir()}
@@ -51,6 +51,20 @@ class FolderStore:
                     f"{self.root} is no registry and not empty (it holds {', '.join(foreign[:5])}). Give an empty or "
                     "a new folder with --registry."
                 )
+        nearest = next(p for p in (self.root, *self.root.parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(
+                f"Registry {self.root}: {nearest} cannot be written by this user. Give another folder with --registry, "
+                "or change its permissions."
+            )
+
+    def make_root(self) -> None:
+        """Make the registry's folder.
+
+        Raises:
+            InputError: as :meth:`check_root`.
+        """
+        self.check_root()
         self.root.mkdir(parents=True, exist_ok=True)
         fsync_directory(self.root.parent)
 

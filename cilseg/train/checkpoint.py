@@ -64,6 +64,12 @@ def load_state(path: Path, *, model: torch.nn.Module, optimiser: torch.optim.Opt
             "Repeat the command with the settings of that run, or start anew without --resume."
         )
     own = model.state_dict()
+    unfit = [k for k, v in own.items() if f"model.{k}" not in tensors or tensors[f"model.{k}"].shape != v.shape]
+    if unfit:
+        raise ArtifactError(
+            f"{path} does not fit the network: {len(unfit)} tensors missing or of another shape {unfit[:3]}; another "
+            "version of cilseg wrote it. Start the run again without --resume."
+        )
     for key in own:
         own[key].copy_(tensors[f"model.{key}"])
     _restore_optimiser(optimiser, tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cilseg.data.transforms import TrainTransform
-from cilseg.errors import InputError
+from cilseg.errors import CilsegError, InputError
 
 ImageReader = Callable[[int], npt.NDArray[np.uint8]]
 _CACHE_BYTES = 2 * 1024**3
@@ -92,7 +92,7 @@ class TrainingSet:
         return batch
 
 
-class _EpochBatches(torch.utils.data.Dataset[Batch]):
+class _EpochBatches(torch.utils.data.Dataset[Batch | CilsegError]):
     """One epoch as a map-style dataset of whole batches, so that worker processes can build them."""
 
     def __init__(self, data: TrainingSet, epoch: int, batches: list[Sequence[int]]) -> None:
@@ -101,8 +101,11 @@ class _EpochBatches(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self._data.collate(self._epoch, self._batches[position])
+    def __getitem__(self, position: int) -> Batch | CilsegError:
+        try:
+            return self._data.collate(self._epoch, self._batches[position])
+        except CilsegError as error:  # raised in the main process; torch would wrap it in the worker's traceback
+            return error
 
 
 def epoch_batches(
@@ -111,8 +114,16 @@ def epoch_batches(
     """Yield the batches of ``epoch`` from number ``start`` on."""
     batches = data.batch_indices(epoch, batch_size, rank=rank, world=world)[start:]
     dataset = _EpochBatches(data, epoch, batches)
-    if not workers:
-        yield from (dataset[i] for i in range(len(dataset)))
-        return
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2)
-    yield from loader
+    loaded: Iterable[Batch | CilsegError] = (dataset[i] for i in range(len(dataset)))
+    if workers:
+        loaded = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2,
+            generator=torch.Generator(),  # its own: the loader must not draw from the random state of the run
+        )
+    for batch in loaded:
+        if isinstance(batch, CilsegError):
+            raise batch
+        yield batch

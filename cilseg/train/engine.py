@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import cilseg.models.torchvision_guard  # noqa: F401  must come before lightning_fabric
+from cilseg.bundle import write_file_atomically
 from cilseg.config import OptimiserConfig, RuntimeConfig
 from cilseg.errors import InputError, TrainingError
 from cilseg.methods.base import Method
@@ -27,6 +28,7 @@ from lightning_fabric import Fabric  # isort: skip  (after the guard)
 _LOGGER = logging.getLogger(__name__)
 RESUME_FILE = "resume.safetensors"
 LOG_FILE = "log.jsonl"
+_ADVICE = "Lower the learning rates or clip_norm; the last good state, if there was one, is in resume.safetensors."
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("runtime.device is cuda, but torch sees no CUDA device. Use device=auto or cpu.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("runtime.device is mps, but torch sees no Apple GPU. Use device=auto or cpu.")
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     precision = pick_precision(device) if runtime.precision == "auto" else runtime.precision
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision on stderr
     fabric = Fabric(
         accelerator=device,
         devices=runtime.devices,
@@ -97,12 +102,16 @@ def fit(
             run bit for bit on the CPU at an equal number of threads.
 
     Raises:
-        TrainingError: a loss or a gradient is not finite; the last resume file is kept.
+        TrainingError: a loss, a gradient or a weight is not finite; the last resume file is kept.
         ArtifactError: the resume file is damaged or belongs to another run.
+        InputError: the device is not there, or batches of one image that norm layers cannot learn from.
     """
     cfg = optimiser_config
-    run_dir.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(runtime)
+    _check_batch_size(
+        method, data.batch_indices(0, cfg.batch_size, rank=fabric.world_size - 1, world=fabric.world_size)
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
     groups = method.parameter_groups(cfg)
     base_rates = [float(g["lr"]) for g in groups]
     optimiser = torch.optim.SGD(
@@ -117,6 +126,7 @@ def fit(
         progress = load_state(resume_path, model=method, optimiser=optimiser, run_id=run_id)
         _truncate_log(log_path, progress.iteration)
     else:
+        resume_path.unlink(missing_ok=True)  # else a later resume would find the old state beside the new log
         log_path.write_text("")
     per_epoch = data.iterations(cfg.batch_size)
     total = per_epoch * cfg.epochs
@@ -168,13 +178,13 @@ def fit(
                     on_tick(Tick(epoch + 1, cfg.epochs, progress.iteration, total, values, base_rates[0] * factor))
                 if time.monotonic() - last_save > runtime.checkpoint_every_s and fabric.global_rank == 0:
                     log.flush()
-                    save_state(resume_path, progress, model=method.state_dict(), optimiser=optimiser)
+                    _save(resume_path, progress, method, optimiser)
                     last_save = time.monotonic()
             progress = replace(progress, epoch=epoch + 1, iteration_in_epoch=0)
             log.flush()
             os.fsync(log.fileno())
             if fabric.global_rank == 0:
-                save_state(resume_path, progress, model=method.state_dict(), optimiser=optimiser)
+                _save(resume_path, progress, method, optimiser)
                 last_save = time.monotonic()
     method.eval()
     return progress
@@ -187,20 +197,43 @@ def _step(
     total = torch.stack([v.float() for v in losses.values()]).sum()
     values = {"loss": float(total.detach()), **{k: float(v.detach()) for k, v in losses.items()}}
     if not torch.isfinite(total):
-        raise TrainingError(
-            f"The loss is not finite in epoch {epoch + 1}: {values}. Lower the learning rates or clip_norm; "
-            "the last good state is in resume.safetensors."
-        )
+        raise TrainingError(f"The loss is not finite in epoch {epoch + 1}: {values}. {_ADVICE}")
     fabric.backward(total)
     if cfg.clip_norm is not None:
-        fabric.clip_gradients(trained, optimiser, max_norm=cfg.clip_norm, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(trained, optimiser, max_norm=cfg.clip_norm, error_if_nonfinite=False)
+        # A gradient scaler (float16) skips such a step by itself and lowers its scale.
+        if norm is not None and not torch.isfinite(norm) and getattr(fabric._precision, "scaler", None) is None:
+            raise TrainingError(f"A gradient is not finite in epoch {epoch + 1}: {values}. {_ADVICE}")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return values
+
+
+def _save(path: Path, progress: Progress, method: Method, optimiser: Any) -> None:
+    """Write the resume file, unless a weight is not finite: the last good state must stay."""
+    state = method.state_dict()
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"{len(bad)} of {len(state)} weights are not finite after iteration {progress.iteration}, {bad[0]} first. "
+            f"{_ADVICE}"
+        )
+    save_state(path, progress, model=state, optimiser=optimiser)
+
+
+def _check_batch_size(method: Method, batches: list[Sequence[int]]) -> None:
+    """The pooled branch of the head has one value per image, so its norm layer needs two images to learn from."""
+    smallest = min(len(batch) for batch in batches)
+    method.train()
+    if smallest < 2 and method.model.head.global_pooling_bn.training:
+        raise InputError(
+            f"A batch holds {smallest} image on one device, but norm layers need at least 2 to learn from. Raise "
+            "batch_size, give more images, or keep the norm layers as they are with freeze_norm: true."
+        )
 
 
 def _truncate_log(path: Path, lines: int) -> None:
     """Drop log lines written after the checkpoint that a run resumes from."""
     if path.is_file():
         kept = path.read_text(encoding="utf-8").splitlines()[:lines]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_file_atomically(path, "".join(line + "\n" for line in kept).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,13 +38,24 @@ def masked_set(
     others: Literal["background", "void"] = "background",
 ) -> TrainingSet:
     """Training set with masks; classes outside ``visible`` become ``others``, void stays void."""
-
-    def read_mask(index: int) -> npt.NDArray[np.uint8]:
-        return map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
-
     return TrainingSet(
-        size=len(source), read_image=source.image, read_mask=read_mask, transform=_transform(optimiser), seed=seed
+        size=len(source),
+        read_image=source.image,
+        read_mask=partial(_read_mapped, source, class_set, tuple(visible), others),
+        transform=_transform(optimiser),
+        seed=seed,
     )
+
+
+# Readers are functions of the module, not closures: worker processes that are spawned get them as pickles.
+def _read_mapped(
+    source: Source, class_set: ClassSet, visible: tuple[str, ...], others: Literal["background", "void"], index: int
+) -> npt.NDArray[np.uint8]:
+    return map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
+
+
+def _read_file(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
+    return read_image(files[index])
 
 
 def tagged_set(tag_list: TagList, class_set: ClassSet, optimiser: OptimiserConfig, *, seed: int) -> TrainingSet:
@@ -58,7 +70,7 @@ def tagged_files(
     """Training set of image files with tag states ``(N, n_fg)``: 1 present, 0 absent, -1 unknown."""
     return TrainingSet(
         size=len(files),
-        read_image=lambda index: read_image(files[index]),
+        read_image=partial(_read_file, tuple(files)),
         tags=states,
         transform=_transform(optimiser),
         seed=seed,
@@ -132,5 +144,6 @@ def _run(
         torch.manual_seed(seed)
         fit(method, data, optimiser, run_dir=run_dir, run_id=run_id, runtime=runtime, resume=resume, on_tick=on_tick)
     model.freeze_norm(False)
-    model.backbone.freeze(-1)
+    for network in [model, *method._old]:
+        network.backbone.freeze(-1)
     return model.eval()

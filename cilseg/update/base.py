@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cilseg.classes import ClassSet
 from cilseg.config import Config
-from cilseg.data.source import open_source
+from cilseg.data.check import check_source
+from cilseg.data.source import Source, open_source
 from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
 from cilseg.models.build import new_model
 from cilseg.registry import Registry, Version
 from cilseg.train.engine import OnTick
 from cilseg.train.steps import masked_set, run_id_of, train_base
-from cilseg.update.bundle import gate_set_of, register_bundle
+from cilseg.update.bundle import announce, gate_set_of, register_bundle
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,21 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         TrainingError: the loss is not finite.
     """
     config = request.config
+    registry.check_target(request.name)
     source = open_source(request.data, split=request.split, label_names=request.labels)
-    gate = (
-        open_source(request.data, split=request.gate_split, label_names=request.labels) if request.gate_split else None
-    )
+    gate = _open_gate(request)
     names = _classes(request, {v: n for v, n in source.label_names.items() if v})
     class_set = ClassSet.base(names)
+    found = check_source(source, class_set=class_set, needed=request.classes or ())
+    if unseen := [name for name in names if name not in found]:
+        _LOGGER.warning(
+            "%d of %d classes are in no mask and will not be learned: %s. --classes leaves them out.",
+            len(unseen),
+            len(names),
+            ", ".join(unseen),
+        )
+    if gate:
+        check_source(gate, class_set=class_set)
     fingerprint = source.fingerprint()
     run_id = run_id_of(
         kind="base",
@@ -59,6 +72,7 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         seed=config.seed,
     )
     run_dir = registry.root / "runs" / f"base-{run_id}"
+    announce(run_dir, resume=request.resume)
     model = new_model(config.model, class_set, seed=config.seed)
     data = masked_set(source, class_set, config.train.optimiser, visible=names, seed=config.seed)
     train_base(
@@ -87,6 +101,17 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
     if first:
         registry.promote(version.ref, why="first version of the lineage")
     return registry.resolve(version.ref)
+
+
+def _open_gate(request: BaseRequest) -> Source | None:
+    if request.gate_split is None:
+        return None
+    try:
+        return open_source(request.data, split=request.gate_split, label_names=request.labels)
+    except InputError as exc:
+        raise type(exc)(
+            f"{exc}\nThese images would judge the model: --gate-split NAME takes another list, --gate-split '' none."
+        ) from exc
 
 
 def _names(registry: Registry) -> list[str]:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cilseg.bundle import LABELS, MODEL_CARD, GateSet, Manifest, write_manifest
+from cilseg.bundle import LABELS, MODEL_CARD, GateSet, Manifest, verify_files, write_manifest
 from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.source import Source
-from cilseg.models.build import save_weights
+from cilseg.models.build import load_model, save_weights
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.registry import Registry, Version
-from cilseg.train.engine import LOG_FILE
+from cilseg.train.engine import LOG_FILE, RESUME_FILE
 from cilseg.train.environment import environment
 
 TAG_LIST_FILE = "tags.json"
+_LOGGER = logging.getLogger(__name__)
+_STAGING = "bundle-"
+
+
+def model_of(version: Version) -> SegmentationModel:
+    """Return the model of a version in evaluation mode, after comparing the version's files with their hashes.
+
+    Raises:
+        ArtifactError: a file is missing, truncated or changed.
+    """
+    verify_files(version.path, version.manifest)
+    return load_model(version.path, version.manifest)
+
+
+def announce(run_dir: Path, *, resume: bool) -> None:
+    """Log where a run that was asked to resume starts."""
+    if resume and (run_dir / RESUME_FILE).is_file():
+        _LOGGER.info("Going on with the run in %s.", run_dir)
+    elif resume:
+        _LOGGER.info("No interrupted run has these data and settings; starting at the beginning.")
 
 
 def gate_set_of(source: Source) -> GateSet:
@@ -49,7 +70,9 @@ def register_bundle(
     tag_list: Path | None = None,
 ) -> Version:
     """Write the bundle into a temporary directory beside the run and register it; return the version."""
-    with tempfile.TemporaryDirectory(dir=run_dir, prefix="bundle-") as temporary:
+    for leftover in run_dir.glob(f"{_STAGING}*"):  # of a run that was killed while it registered
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=_STAGING) as temporary:
         directory = Path(temporary)
         save_weights(model, directory)
         (directory / LABELS).write_text("".join(f"{n}\n" for n in class_set.names), encoding="utf-8")
@@ -64,7 +87,7 @@ def register_bundle(
             parent=parent.digest if parent else None,
             config=config.model_dump(mode="json"),
             seed=config.seed,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=_finished_at(run_dir),
             environment=environment(),
             data=data,
             gate_set=gate_set,
@@ -72,6 +95,12 @@ def register_bundle(
         (directory / MODEL_CARD).write_text(model_card(name, manifest, parent), encoding="utf-8")
         write_manifest(directory, manifest)
         return registry.register(name, directory)
+
+
+def _finished_at(run_dir: Path) -> str:
+    """When training ended (UTC); the same after a resume, so that registering a finished run again changes nothing."""
+    stamp = (run_dir / RESUME_FILE).stat().st_mtime
+    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="seconds")
 
 
 def model_card(name: str, manifest: Manifest, parent: Version | None) -> str:

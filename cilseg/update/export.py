@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cilseg.bundle import write_file_atomically
 from cilseg.data.source import Source
-from cilseg.errors import InputError, MissingDependencyError
-from cilseg.models.build import load_model
+from cilseg.errors import FaultCollector, InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.bundle import model_of
 from cilseg.update.judge import open_gate_set
 from cilseg_serve.images import read_image
 from cilseg_serve.preprocessing import prepare
@@ -39,6 +40,7 @@ def export_version(
     *,
     outputs: Sequence[str] = ("mask",),
     images: Sequence[Path] = (),
+    copy_to: Path | None = None,
     keep_failed: Path | None = None,
 ) -> ExportResult:
     """Export ``ref`` as ``model.onnx`` and attach it, if its answers equal the trained model's.
@@ -46,12 +48,15 @@ def export_version(
     Args:
         outputs: some of mask, confidence, logits.
         images: images for the parity check instead of the first ones of the gate set.
+        copy_to: a file that gets a copy of the model.
         keep_failed: where ``parity.json`` and the worst picture go when the check fails; default
             ``parity-NAME-NUMBER`` in the current directory.
 
     Raises:
         ParityError: the exported model answers differently; nothing is attached.
-        InputError: no images to check with.
+        InputError: no images to check with, images that cannot be read (all of them are named), or no folder for
+            the copy.
+        ArtifactError: files of the version are damaged.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     try:
@@ -59,9 +64,11 @@ def export_version(
         from cilseg_export.parity import check_parity
     except ImportError as exc:
         raise MissingDependencyError(f"Export needs {exc.name}: pip install 'cilseg[train,export,cpu]'.") from exc
+    if copy_to is not None and (copy_to.is_dir() or not copy_to.parent.is_dir()):
+        raise InputError(f"{copy_to} cannot be written: it needs to be a file in an existing folder. Nothing was done.")
     version = registry.resolve(ref)
     manifest = version.manifest
-    graph = InferenceGraph(load_model(version.path, manifest), manifest.preprocessing, outputs=outputs).eval()
+    graph = InferenceGraph(model_of(version), manifest.preprocessing, outputs=outputs).eval()
     names, pictures = _images(version, images)
     prepared = [prepare(picture, manifest.preprocessing) for picture in pictures]
     with tempfile.TemporaryDirectory(prefix="cilseg-export-") as temporary:
@@ -83,12 +90,21 @@ def export_version(
             kind="onnx",
             metadata={"parity": {**parity, "report_sha256": written.sha256}, "export": record.to_json()},
         )
+        if copy_to is not None:
+            write_file_atomically(copy_to, path.read_bytes())
     return ExportResult(version, attachment, parity)
 
 
 def _images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
     if files:
-        return [f.name for f in files], [read_image(f) for f in files]
+        pictures, faults = [], FaultCollector("Images of the check")
+        for file in files:
+            try:
+                pictures.append(read_image(file))
+            except InputError as exc:
+                faults.add(str(exc))
+        faults.raise_if_any("Give images that can be read with --images, or none to take those of the gate set.")
+        return [f.name for f in files], pictures
     gate_set = version.manifest.gate_set
     if gate_set is None:
         raise InputError(

@@ -14,9 +14,9 @@ from cilseg.errors import InputError, NotFoundError
 from cilseg.evaluate.gate import GatePolicy, GateResult, judge
 from cilseg.evaluate.report import write_report
 from cilseg.evaluate.run import Comparison, Evaluation, JudgedModel, Progress, compare_models, evaluate_source
-from cilseg.models.build import load_model
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Registry, Version
+from cilseg.update.bundle import model_of
 
 GATE_JSON = "gate.json"
 GATE_HTML = "gate.html"
@@ -75,7 +75,7 @@ def validate_version(
             on_progress=on_image,
         )
         scores = score_table(evaluation)
-        registry.attach(candidate, EVALUATION, json.dumps(scores, indent=2).encode(), kind="evaluation")
+        _attach_scores(registry, candidate, scores)
         return Judgement(candidate, None, scores, None, None, None)
     comparison = compare_models(
         _judged(reference), _judged(candidate), source, annotated=annotated, on_progress=on_image
@@ -91,7 +91,7 @@ def validate_version(
     )
     scores = score_table(comparison.candidate, since_step=_first_new_step(candidate, reference))
     before = score_table(comparison.parent, since_step=_first_new_step(candidate, reference))
-    registry.attach(candidate, EVALUATION, json.dumps(scores, indent=2).encode(), kind="evaluation")
+    _attach_scores(registry, candidate, scores)
     report = _attach_report(registry, candidate, reference, result, comparison, source)
     return Judgement(candidate, reference, scores, before, result, report)
 
@@ -125,6 +125,12 @@ def score_table(evaluation: Evaluation, *, since_step: int | None = None) -> dic
     }
 
 
+def _attach_scores(registry: Registry, version: Version, scores: dict[str, Any]) -> None:
+    metrics = {f"mIoU {key}": scores[key] for key in ("old", "new", "all")}
+    data = json.dumps(scores, indent=2).encode()
+    registry.attach(version, EVALUATION, data, kind="evaluation", metadata={"metrics": metrics})
+
+
 def _percent(share: float) -> float | None:
     return None if share != share else round(100 * share, 2)
 
@@ -145,8 +151,7 @@ def _reference(registry: Registry, candidate: Version, against: str | None) -> V
 
 
 def _predictor(version: Version) -> InferenceGraph:
-    model = load_model(version.path, version.manifest)
-    return InferenceGraph(model, version.manifest.preprocessing).eval()
+    return InferenceGraph(model_of(version), version.manifest.preprocessing).eval()
 
 
 def _judged(version: Version) -> JudgedModel:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cilseg.classes import ClassSet
 from cilseg.config import Config
+from cilseg.data.check import check_images, check_source
 from cilseg.data.source import open_source
 from cilseg.data.taglist import TagList, check_trainable, load_tag_list
-from cilseg.errors import InputError
+from cilseg.errors import FaultCollector, InputError, did_you_mean
 from cilseg.evaluate.run import Progress as OnImage
 from cilseg.methods import method_class
-from cilseg.models.build import load_model
 from cilseg.registry import Registry, Version
+from cilseg.train.dataset import TrainingSet
 from cilseg.train.engine import OnTick
 from cilseg.train.steps import masked_set, run_id_of, tagged_set, train_increment
-from cilseg.update.bundle import register_bundle
-from cilseg.update.judge import Judgement, validate_version
+from cilseg.update.bundle import announce, model_of, register_bundle
+from cilseg.update.judge import Judgement, open_gate_set, validate_version
 
 CANDIDATE = "candidate"
 
@@ -37,6 +40,8 @@ class UpdateRequest:
     classes: Sequence[str] = ()
     name: str | None = None
     """Register the result under another name than the parent's."""
+    gate: bool = True
+    """Ask the gate afterwards; else the candidate is registered unjudged."""
     resume: bool = False
 
 
@@ -49,18 +54,17 @@ class UpdateResult:
     judgement: Judgement
 
 
-def read_tags(registry: Registry, request: UpdateRequest) -> tuple[Version, TagList]:
-    """Return the parent version and the checked tag list; nothing is trained or written."""
-    if request.tags is None:
-        raise InputError(
-            f"Method {request.config.update.method!r} learns from tags: give --tags FILE "
-            '({"a.jpg": ["cow"], "b.jpg": []} is a valid file).'
-        )
-    parent = registry.resolve(request.parent)
-    tag_list = load_tag_list(
-        request.tags, class_set=parent.manifest.class_set, image_root=request.image_root, untagged=request.untagged
-    )
-    return parent, tag_list
+@dataclass(frozen=True)
+class _Step:
+    """A checked request: what is trained on, and what it is recorded as."""
+
+    parent: Version
+    class_set: ClassSet
+    data: TrainingSet
+    identity: dict[str, Any]
+    """What makes the run the same run, beside parent, settings and seed."""
+    fingerprint: dict[str, Any]
+    tag_list: Path | None = None
 
 
 def update_version(
@@ -69,121 +73,144 @@ def update_version(
     """Train a candidate from ``request.parent``, register it as ``@candidate`` and ask the gate.
 
     Raises:
-        InputError: faults of tags or data, supervision that the method does not take; before anything is trained.
+        InputError: faults of tags, images, masks or the gate set, supervision that the method does not take; before
+            anything is trained.
+        ArtifactError: the parent's files are damaged.
         TrainingError: the loss is not finite.
     """
-    method = method_class(request.config.update.method)
-    if method.supervision == "tags":
-        return _from_tags(registry, request, on_tick, on_image)
-    return _from_masks(registry, request, on_tick, on_image)
-
-
-def _from_tags(
-    registry: Registry, request: UpdateRequest, on_tick: OnTick | None, on_image: OnImage | None
-) -> UpdateResult:
-    config, seed = request.config, request.config.seed
-    parent, tag_list = read_tags(registry, request)
-    check_trainable(tag_list)
-    class_set = tag_list.extended(parent.manifest.class_set)
-    data = tagged_set(tag_list, class_set, config.update.optimiser, seed=seed)
+    config = request.config
+    method = method_class(config.update.method)
+    _check_supervision(request, tags=method.supervision == "tags")
+    parent = registry.resolve(request.parent)
+    registry.check_target(request.name or parent.name)
+    old_model = model_of(parent)
+    step = _from_tags(parent, request) if method.supervision == "tags" else _from_masks(parent, request)
+    if request.gate:
+        _check_gate_set(step)
     run_id = run_id_of(
         kind="update",
         parent=parent.digest,
-        tags=tag_list.sha256,
-        files=[(image.file.name, image.file.stat().st_size) for image in tag_list.images],
-        untagged=tag_list.untagged,
+        **step.identity,
         update=config.update.model_dump(mode="json"),
-        seed=seed,
+        seed=config.seed,
     )
     run_dir = registry.root / "runs" / f"update-{run_id}"
+    announce(run_dir, resume=request.resume)
     model = train_increment(
-        load_model(parent.path, parent.manifest),
-        data,
+        old_model,
+        step.data,
         config.update,
-        n_new=len(tag_list.new_classes),
+        n_new=len(step.class_set) - len(parent.manifest.class_set),
         runtime=config.runtime,
-        seed=seed,
+        seed=config.seed,
         run_dir=run_dir,
         run_id=run_id,
         resume=request.resume,
         on_tick=on_tick,
     )
-    fingerprint = {"images": len(tag_list), "tags_sha256": tag_list.sha256, "untagged": tag_list.untagged}
     candidate = register_bundle(
         registry,
         request.name or parent.name,
         model,
-        class_set,
+        step.class_set,
         method=config.update.method,
         config=config,
-        data=fingerprint,
+        data=step.fingerprint,
         gate_set=parent.manifest.gate_set,
         run_dir=run_dir,
         parent=parent,
+        tag_list=step.tag_list,
+    )
+    registry.promote(candidate.ref, alias=CANDIDATE, why=f"result of update from {parent.ref}")
+    if request.gate:
+        judgement = validate_version(registry, candidate.ref, against=parent.ref, on_image=on_image)
+    else:
+        judgement = Judgement(candidate, parent, {}, None, None, None)
+    return UpdateResult(registry.resolve(candidate.ref), parent, judgement)
+
+
+def _check_supervision(request: UpdateRequest, *, tags: bool) -> None:
+    name = request.config.update.method
+    faults = FaultCollector(f"Method {name!r} learns from {'tags' if tags else 'masks'}")
+    if tags:
+        if request.tags is None:
+            faults.add('give --tags FILE ({"a.jpg": ["cow"], "b.jpg": []} is a valid file)')
+        if request.data is not None or request.classes:
+            faults.add("it takes no --data and no --classes: it never sees masks, and the tag list names its classes")
+        other = "With masks, use --method ft or joint, --data DIR and --classes NEW,..."
+    else:
+        if request.tags is not None:
+            faults.add("it takes no --tags")
+        if request.data is None:
+            faults.add("give --data DIR (images and masks)")
+        if not request.classes:
+            faults.add("give --classes NEW,... (what to learn from the masks)")
+        other = "With image tags only, use --method wilson --tags FILE."
+    faults.raise_if_any(other)
+
+
+def check_tags(parent: Version, request: UpdateRequest) -> TagList:
+    """Return the tag list of ``request``, checked against the parent; every image of it was decoded."""
+    assert request.tags is not None
+    tag_list = load_tag_list(
+        request.tags, class_set=parent.manifest.class_set, image_root=request.image_root, untagged=request.untagged
+    )
+    check_images([image.file for image in tag_list.images], what=f"Tag list {tag_list.path}")
+    return tag_list
+
+
+def _from_tags(parent: Version, request: UpdateRequest) -> _Step:
+    tag_list = check_tags(parent, request)
+    check_trainable(tag_list)
+    class_set = tag_list.extended(parent.manifest.class_set)
+    return _Step(
+        parent,
+        class_set,
+        tagged_set(tag_list, class_set, request.config.update.optimiser, seed=request.config.seed),
+        identity={
+            "tags": tag_list.sha256,
+            "files": [(image.file.name, image.file.stat().st_size) for image in tag_list.images],
+            "untagged": tag_list.untagged,
+        },
+        fingerprint={"images": len(tag_list), "tags_sha256": tag_list.sha256, "untagged": tag_list.untagged},
         tag_list=tag_list.path,
     )
-    return _finish(registry, candidate, parent, on_image)
 
 
-def _from_masks(
-    registry: Registry, request: UpdateRequest, on_tick: OnTick | None, on_image: OnImage | None
-) -> UpdateResult:
-    config, seed = request.config, request.config.seed
-    name = config.update.method
-    if request.data is None or not request.classes:
-        raise InputError(
-            f"Method {name!r} learns from masks: give --data DIR (images and masks) and --classes NEW,... "
-            "With image tags only, use --method wilson --tags FILE."
-        )
-    if request.tags is not None:
-        raise InputError(f"Method {name!r} learns from masks and takes no --tags. Use --method wilson, or --data DIR.")
-    parent = registry.resolve(request.parent)
+def _from_masks(parent: Version, request: UpdateRequest) -> _Step:
+    assert request.data is not None
+    config, old = request.config, parent.manifest.class_set
     source = open_source(request.data, split=request.split, label_names=request.labels)
-    class_set = parent.manifest.class_set.extend(list(request.classes), step=parent.manifest.class_set.last_step + 1)
-    missing = [c for c in request.classes if c not in source.label_names.values()]
-    if missing:
-        raise InputError(
-            f"{request.data} names no class {', '.join(missing)}; it has {', '.join(source.label_names.values())}."
-        )
-    visible = class_set.foreground if name == "joint" else tuple(request.classes)
-    data = masked_set(source, class_set, config.update.optimiser, visible=visible, seed=seed)
-    run_id = run_id_of(
-        kind="update",
-        parent=parent.digest,
-        data=source.fingerprint(),
-        classes=class_set.names,
-        update=config.update.model_dump(mode="json"),
-        seed=seed,
-    )
-    run_dir = registry.root / "runs" / f"update-{run_id}"
-    model = train_increment(
-        load_model(parent.path, parent.manifest),
-        data,
-        config.update,
-        n_new=len(request.classes),
-        runtime=config.runtime,
-        seed=seed,
-        run_dir=run_dir,
-        run_id=run_id,
-        resume=request.resume,
-        on_tick=on_tick,
-    )
-    candidate = register_bundle(
-        registry,
-        request.name or parent.name,
-        model,
+    named = [name for value, name in sorted(source.label_names.items()) if value]
+    faults = FaultCollector("--classes")
+    for name in request.classes:
+        if name in old.names:
+            faults.add(f"{name!r} is a class of {parent.ref} already; name only new ones")
+        elif name not in named:
+            faults.add(f"{name!r} is no class of {request.data}.{did_you_mean(name, named)}")
+    faults.raise_if_any(f"The data names: {', '.join(named)}. {parent.ref} knows: {', '.join(old.foreground)}.")
+    class_set = old.extend(list(request.classes), step=old.last_step + 1)
+    check_source(source, class_set=class_set, needed=request.classes)
+    visible = class_set.foreground if config.update.method == "joint" else tuple(request.classes)
+    fingerprint = source.fingerprint()
+    return _Step(
+        parent,
         class_set,
-        method=name,
-        config=config,
-        data=dict(source.fingerprint()),
-        gate_set=parent.manifest.gate_set,
-        run_dir=run_dir,
-        parent=parent,
+        masked_set(source, class_set, config.update.optimiser, visible=visible, seed=config.seed),
+        identity={"data": fingerprint, "classes": class_set.names},
+        fingerprint=dict(fingerprint),
     )
-    return _finish(registry, candidate, parent, on_image)
 
 
-def _finish(registry: Registry, candidate: Version, parent: Version, on_image: OnImage | None) -> UpdateResult:
-    registry.promote(candidate.ref, alias=CANDIDATE, why=f"result of update from {parent.ref}")
-    judgement = validate_version(registry, candidate.ref, against=parent.ref, on_image=on_image)
-    return UpdateResult(registry.resolve(candidate.ref), parent, judgement)
+def _check_gate_set(step: _Step) -> None:
+    """Read the images that will judge the candidate now, instead of after hours of training."""
+    gate_set = step.parent.manifest.gate_set
+    if gate_set is None:
+        return
+    try:
+        check_source(open_gate_set(gate_set), class_set=step.class_set)
+    except InputError as exc:
+        raise type(exc)(
+            f"The gate set of {step.parent.ref} could not judge the result:\n{exc}\n"
+            "Or train with --no-gate and judge later: cilseg validate REF --data DIR --split SPLIT."
+        ) from exc

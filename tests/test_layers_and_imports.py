@@ -1,0 +1,50 @@
+"""What an import or a look at the help must not load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "timm", "torchvision", "lightning_fabric", "onnx", "onnxruntime", "tensorrt")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Run ``code`` in a fresh interpreter and return the heavy packages that it loaded."""
+    report = f"\nimport sys; print('LOADED', *(m for m in {HEAVY!r} if m in sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import cilseg, cilseg.errors, cilseg.classes, cilseg.bundle",
+        "import cilseg.registry",
+        "import cilseg_serve\ncilseg_serve.Segmenter",
+        "import cilseg.config\ncilseg.config.load_config('tiny')",
+    ],
+)
+def test_imports_without_torch(code):
+    assert not loaded_after(code) & set(HEAVY) - ({"onnxruntime"} if "Segmenter" in code else set())
+
+
+def test_the_probe_can_fail():
+    assert loaded_after("import onnxruntime") == {"onnxruntime"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["update", "--help"], ["list", "--help"]])
+def test_help_without_torch(arguments):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['cilseg', *{arguments!r}]\n"
+        "from cilseg.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+    )
+    assert not loaded_after(code)
