@@ -93,7 +93,7 @@ class WilsonConfig(_Section):
     pamr: bool = True
     """Refine the localizer's own pseudo-labels by PAMR."""
     suppress_claimed: bool = False
-    """Lower the targets of old classes where a new class is claimed; not in the paper (docs/how-it-works.md)."""
+    """Lower the targets of old classes where a new class is claimed; not in the paper (docs/methods.md)."""
     loss_weights: WilsonLossWeights = WilsonLossWeights()
 
 

@@ -66,10 +66,13 @@ class ArtifactError(CilsegError):
     http_status = 422
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``' Did you mean X?'`` for the closest of ``known``, or an empty string."""
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``' Did you mean X?'`` for the closest of ``known``, or an empty string.
+
+    ``cutoff`` is the least similarity (0 to 1, ``difflib``) that counts as close.
+    """
     by_fold = {k.casefold(): k for k in known}
-    match = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=cutoff)
     return f" Did you mean {by_fold[match[0]]!r}?" if match else ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,12 +82,19 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=None if title is None else Text(title), box=box.SIMPLE, title_justify="left", pad_edge=False)
+    if title is not None:
+        typer.echo(title)
+    table = Table(box=box.SIMPLE, pad_edge=False)
     for name in columns:
         table.add_column(Text(name), justify="right" if right and right.get(name) else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     stdout_console().print(table)
+
+
+def registry_hint(url: str | None) -> str:
+    """Return the option that a suggested command needs where the registry was named on the command line."""
+    return "" if url is None or url == os.environ.get("CILSEG_REGISTRY") else f" --registry {shlex.quote(url)}"
 
 
 def open_registry(url: str | None) -> Registry:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, print_json, stderr_console
+from cilseg.cli.common import (
+    JsonFlag,
+    QuietFlag,
+    RegistryOption,
+    open_registry,
+    print_json,
+    registry_hint,
+    stderr_console,
+)
 
 
 def command(
@@ -51,4 +59,5 @@ def command(
         f"{result.version.ref}: {parity['pixels']} pixels of {parity['images']} images at {parity['sizes']} sizes "
         f"compared with the trained model, {parity['differing']} differ ({parity['ties']} ties)."
     )
-    console.print(f"Next: cilseg predict IMAGES -o OUT --model {result.version.ref}")
+    hint = registry_hint(registry)
+    console.print(f"Next: cilseg predict IMAGES -o OUT --model {result.version.ref}{hint}")

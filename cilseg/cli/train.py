@@ -14,6 +14,7 @@ from cilseg.cli.common import (
     open_registry,
     print_json,
     progress_console,
+    registry_hint,
     resumable,
     stderr_console,
 )
@@ -94,4 +95,5 @@ def command(
         console.print(
             f"mIoU on {scores['images']} images of {gate_split}: old classes {scores['old']}, all {scores['all']}"
         )
-    console.print(f"Next: cilseg update --tags new_classes.json   or   cilseg export {version.ref}")
+    hint = registry_hint(registry)
+    console.print(f"Next: cilseg update --tags new_classes.json{hint}   or   cilseg export {version.ref}{hint}")

@@ -16,6 +16,7 @@ from cilseg.cli.common import (
     print_json,
     print_table,
     progress_console,
+    registry_hint,
     resumable,
 )
 from cilseg.cli.options import (
@@ -110,7 +111,7 @@ def command(
     )
     with resumable(), training_bar(progress_console(quiet=quiet), resolved.update.method) as on_tick:
         result = update_version(target, request, on_tick=on_tick)
-    finish(result.judgement, json_=json_)
+    finish(result.judgement, json_=json_, hint=registry_hint(registry))
 
 
 def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untagged: str | None, json_: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, progress_console
+from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, open_registry, progress_console, registry_hint
 from cilseg.cli.options import DataOption, LabelsOption
 
 
@@ -54,4 +54,4 @@ def command(
 
     from cilseg.cli.verdict import finish
 
-    finish(judgement, json_=json_)
+    finish(judgement, json_=json_, hint=registry_hint(registry))

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from cilseg.update import Judgement
 
 
-def finish(judgement: Judgement, *, json_: bool) -> None:
-    """Print scores and verdict; exit with 0 for PROMOTE or a plain evaluation, 3 otherwise."""
+def finish(judgement: Judgement, *, json_: bool, hint: str = "") -> None:
+    """Print scores and verdict; exit with 0 for PROMOTE or a plain evaluation, 3 otherwise.
+
+    ``hint`` ends the commands that are suggested.
+    """
     result = judgement.result
     if json_:
         print_json(
@@ -31,15 +34,15 @@ def finish(judgement: Judgement, *, json_: bool) -> None:
         _print_scores(judgement)
         if result is not None:
             typer.echo(result.headline)
-            for line in (*result.reasons, *result.advice):
+            for line in (*result.reasons, *result.notes, *result.advice):
                 typer.echo(f"  {line}")
             typer.echo(f"  {result.error_statement}")
             typer.echo(f"Report: {judgement.report}")
             if result.verdict == "PROMOTE":
-                typer.echo(f"Next: cilseg promote {judgement.candidate.ref}")
+                typer.echo(f"Next: cilseg promote {judgement.candidate.ref}{hint}")
         elif not judgement.scores:
             typer.echo(f"{judgement.candidate.ref} is registered and was not judged.")
-            typer.echo(f"Next: cilseg validate {judgement.candidate.ref}")
+            typer.echo(f"Next: cilseg validate {judgement.candidate.ref}{hint}")
     if result is not None and result.verdict != "PROMOTE":
         raise typer.Exit(3)
 

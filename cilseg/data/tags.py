@@ -124,7 +124,7 @@ class TagList:
             count = Counter(self.state(image, name) for image in self.images)
             advice = ""
             if name in self.new_names:
-                hint = did_you_mean(name, old)
+                hint = did_you_mean(name, old, cutoff=0.8)
                 advice = " ".join(
                     [
                         *self._missing(name, count),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cilseg.bundle import Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.config import OptimiserConfig, RuntimeConfig, UpdateConfig
 from cilseg.data.labels import map_mask
@@ -23,6 +24,7 @@ from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import TrainingSet
 from cilseg.train.engine import OnTick, fit
 from cilseg_serve.images import read_image
+from cilseg_serve.preprocessing import network_size_hw, prepare, restore_mask
 
 if TYPE_CHECKING:
     from cilseg.data.taglist import TagList
@@ -36,12 +38,16 @@ def masked_set(
     visible: Collection[str],
     seed: int,
     others: Literal["background", "void"] = "background",
+    preprocessing: Preprocessing | None = None,
 ) -> TrainingSet:
-    """Training set with masks; classes outside ``visible`` become ``others``, void stays void."""
+    """Training set with masks; classes outside ``visible`` become ``others``, void stays void.
+
+    Crops are drawn from the image as the network sees it: resized as ``preprocessing`` says, or at its own size.
+    """
     return TrainingSet(
         size=len(source),
-        read_image=source.image,
-        read_mask=partial(_read_mapped, source, class_set, tuple(visible), others),
+        read_image=partial(_read_prepared, source.image_paths, preprocessing),
+        read_mask=partial(_read_mapped, source, class_set, tuple(visible), others, preprocessing),
         transform=_transform(optimiser),
         seed=seed,
     )
@@ -49,28 +55,49 @@ def masked_set(
 
 # Readers are functions of the module, not closures: worker processes that are spawned get them as pickles.
 def _read_mapped(
-    source: Source, class_set: ClassSet, visible: tuple[str, ...], others: Literal["background", "void"], index: int
+    source: Source,
+    class_set: ClassSet,
+    visible: tuple[str, ...],
+    others: Literal["background", "void"],
+    preprocessing: Preprocessing | None,
+    index: int,
 ) -> npt.NDArray[np.uint8]:
-    return map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
+    mask = map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
+    if preprocessing is None:
+        return mask
+    return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], preprocessing.short_side_px))
 
 
-def _read_file(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
-    return read_image(files[index])
+def _read_prepared(files: tuple[Path, ...], preprocessing: Preprocessing | None, index: int) -> npt.NDArray[np.uint8]:
+    image = read_image(files[index])
+    return image if preprocessing is None else prepare(image, preprocessing)
 
 
-def tagged_set(tag_list: TagList, class_set: ClassSet, optimiser: OptimiserConfig, *, seed: int) -> TrainingSet:
+def tagged_set(
+    tag_list: TagList,
+    class_set: ClassSet,
+    optimiser: OptimiserConfig,
+    *,
+    seed: int,
+    preprocessing: Preprocessing | None = None,
+) -> TrainingSet:
     """Training set with image tags; no mask is ever opened."""
     files = [image.file for image in tag_list.images]
-    return tagged_files(files, tag_list.states(class_set), optimiser, seed=seed)
+    return tagged_files(files, tag_list.states(class_set), optimiser, seed=seed, preprocessing=preprocessing)
 
 
 def tagged_files(
-    files: Sequence[Path], states: npt.NDArray[np.int8], optimiser: OptimiserConfig, *, seed: int
+    files: Sequence[Path],
+    states: npt.NDArray[np.int8],
+    optimiser: OptimiserConfig,
+    *,
+    seed: int,
+    preprocessing: Preprocessing | None = None,
 ) -> TrainingSet:
     """Training set of image files with tag states ``(N, n_fg)``: 1 present, 0 absent, -1 unknown."""
     return TrainingSet(
         size=len(files),
-        read_image=partial(_read_file, tuple(files)),
+        read_image=partial(_read_prepared, tuple(files), preprocessing),
         tags=states,
         transform=_transform(optimiser),
         seed=seed,

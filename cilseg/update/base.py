@@ -74,7 +74,9 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
     run_dir = registry.root / "runs" / f"base-{run_id}"
     announce(run_dir, resume=request.resume)
     model = new_model(config.model, class_set, seed=config.seed)
-    data = masked_set(source, class_set, config.train.optimiser, visible=names, seed=config.seed)
+    data = masked_set(
+        source, class_set, config.train.optimiser, visible=names, seed=config.seed, preprocessing=model.preprocessing
+    )
     train_base(
         model,
         data,

@@ -121,7 +121,9 @@ def update_version(
         parent=parent,
         tag_list=step.tag_list,
     )
-    registry.promote(candidate.ref, alias=CANDIDATE, why=f"result of update from {parent.ref}")
+    # Two candidates of one parent may give an id two names; nothing is served from this alias.
+    why = f"result of update from {parent.ref}"
+    registry.promote(candidate.ref, alias=CANDIDATE, why=why, class_change=True)
     if request.gate:
         judgement = validate_version(registry, candidate.ref, against=parent.ref, on_image=on_image)
     else:
@@ -166,7 +168,13 @@ def _from_tags(parent: Version, request: UpdateRequest) -> _Step:
     return _Step(
         parent,
         class_set,
-        tagged_set(tag_list, class_set, request.config.update.optimiser, seed=request.config.seed),
+        tagged_set(
+            tag_list,
+            class_set,
+            request.config.update.optimiser,
+            seed=request.config.seed,
+            preprocessing=parent.manifest.preprocessing,
+        ),
         identity={
             "tags": tag_list.sha256,
             "files": [(image.file.name, image.file.stat().st_size) for image in tag_list.images],
@@ -196,7 +204,14 @@ def _from_masks(parent: Version, request: UpdateRequest) -> _Step:
     return _Step(
         parent,
         class_set,
-        masked_set(source, class_set, config.update.optimiser, visible=visible, seed=config.seed),
+        masked_set(
+            source,
+            class_set,
+            config.update.optimiser,
+            visible=visible,
+            seed=config.seed,
+            preprocessing=parent.manifest.preprocessing,
+        ),
         identity={"data": fingerprint, "classes": class_set.names},
         fingerprint=dict(fingerprint),
     )

@@ -17,10 +17,14 @@ from command_server import CommandServer, Finished
 from cilseg.data.source import open_source
 from cilseg.data.taglist import tags_from_source, write_tag_list
 
-OLD = "starfish,boat,house"
-TRAIN = ("--set", "train.optimiser.epochs=10", "--set", "train.optimiser.batch_size=8")
-UPDATE = ("--set", "update.optimiser.epochs=2", "--set", "update.wilson.warm_up_epochs=1")
-SMALL = ("--set", "train.optimiser.crop_px=64", "--set", "update.optimiser.crop_px=64", "--set", "runtime.threads=1")
+OLD = "starfish,boat,house,lifebuoy,leaf,mushroom"
+CONFIG = """
+train: {optimiser: {epochs: 24, batch_size: 8, crop_px: 64, crop_scale: [0.7, 1.0], lr_body: 0.1, lr_head: 0.1,
+                    lr_classifier: 0.1}}
+update: {optimiser: {epochs: 2, batch_size: 12, crop_px: 64}, wilson: {warm_up_epochs: 1}}
+runtime: {threads: 1}
+model: {backbone: test_resnet, output_stride: 8, head_channels: 64, head_dilations: [2, 4, 6]}
+"""
 
 
 class Commands:
@@ -59,14 +63,18 @@ class Story:
         return self.root / "new_classes.json"
 
     @property
+    def config(self) -> Path:
+        return self.root / "small.yaml"
+
+    @property
     def train(self) -> tuple[object, ...]:
         """Arguments that make ``shapes:1`` in another registry."""
-        return ("train", "shapes", "--data", self.scenes, "--config", "tiny", "--classes", OLD, *TRAIN, *SMALL)
+        return ("train", "shapes", "--data", self.scenes, "--config", self.config, "--classes", OLD)
 
     @property
     def update(self) -> tuple[object, ...]:
         """Arguments that make ``shapes:2`` from ``shapes:1``."""
-        return ("update", "--tags", self.tags, *UPDATE)
+        return ("update", "--tags", self.tags)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +90,7 @@ def cilseg(server: CommandServer, tmp_path: Path) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def story(
-    server: CommandServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Story:
+def story(server: CommandServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Story:
     """Made by the first process that asks; with pytest-xdist the others wait for it."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
@@ -104,6 +110,7 @@ def story(
 def _tell(story: Story, cilseg: Commands) -> dict[str, Finished]:
     # A folder with the default name in the working directory: no command below names a registry or a version.
     answers = {"scenes": cilseg("scenes", story.scenes, "--train", 40, "--val", 24, "--size", 64)}
+    story.config.write_text(CONFIG)
     answers["train"] = cilseg(*story.train)
     assert answers["train"].code == 0, answers["train"].err
     train = open_source(story.scenes, split="train")
