@@ -56,7 +56,14 @@ def test_misspelt_verbs_and_options(cilseg: Commands) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; sys.argv = ['cilseg', '--help']\nfrom cilseg.cli.main import run\ntry: run()\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('torch', 'numpy', 'sqlalchemy', 'onnxruntime', 'PIL') if m in sys.modules])"
+    code = """
+import sys
+from cilseg.cli.main import run
+sys.argv = ["cilseg", "--help"]
+try:
+    run()
+except SystemExit:
+    print([name for name in ("torch", "numpy", "sqlalchemy", "onnxruntime", "PIL") if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]"), done.stdout[-200:]

@@ -31,9 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("short_side_px", "size_hw"), [(None, (60, 90)), (30, (30, 45)), (120, (120, 180))])
-def test_images_and_masks_are_resized_together(
-    root: Path, short_side_px: int | None, size_hw: tuple[int, int]
-) -> None:
+def test_images_and_masks_are_resized_together(root: Path, short_side_px: int | None, size_hw: tuple[int, int]) -> None:
     preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), short_side_px=short_side_px)
     source = open_source(root, split="train")
     optimiser = OptimiserConfig(crop_px=32)
