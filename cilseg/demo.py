@@ -37,7 +37,7 @@ from cilseg_serve import Segmentation, Segmenter, predict_paths
 NAME = "scenes"
 NEW = ("lifebuoy", "fish")
 OLD = tuple(name for name in SCENE_CLASSES if name not in NEW)
-TRAIN_SCENES, VAL_SCENES = 700, 400
+TRAIN_SCENES, VAL_SCENES = 700, 500
 NEGATIVES = 150
 PICTURE = "before_after.png"
 
@@ -93,8 +93,8 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         predict_paths(segmenter, val.image_paths[:12], result.predictions)
     foils = {}
     for label, method, optimiser in (
-        ("fine-tuned, masks", "ft", _like_base(config, epochs=8)),
-        ("joint, all masks", "joint", _like_base(config, epochs=config.train.optimiser.epochs // 2)),
+        ("fine-tuned, masks", "ft", _like_base(config, epochs=6)),
+        ("joint, all masks", "joint", _like_base(config, epochs=10)),
     ):
         with clock(method), bar(f"foil: {label}") as on_tick:
             settings = config.update.model_copy(update={"method": method, "optimiser": optimiser})

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,8 @@ def stdout_console() -> Console:
     """Console for data (stdout)."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    # Piped output is read by programs and logs: no wrapping at the 80 columns that rich assumes there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(payload: Any) -> None:

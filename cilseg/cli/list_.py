@@ -18,7 +18,11 @@ def command(
 ) -> None:
     """List the versions in the registry: classes, method, parent, aliases, what the gate said.
 
-    Examples:  cilseg list   |   cilseg list animals --json
+    Examples:
+
+      cilseg list
+
+      cilseg list animals --json
     """
     from cilseg.registry.describe import DAMAGED, summaries
 

@@ -32,7 +32,11 @@ def command(
 ) -> None:
     """Point an alias at a version, in one transaction. A version that the gate has not passed is refused (exit code 3).
 
-    Examples:  cilseg promote animals@candidate   |   cilseg promote animals:4 --force --reason "hot fix, see #12"
+    Examples:
+
+      cilseg promote animals@candidate
+
+      cilseg promote animals:4 --force --reason "hot fix, see #12"
     """
     event = open_registry(registry).promote(
         ref, alias=alias, who=who, why=reason, force=force, class_change=class_change, expect=expect

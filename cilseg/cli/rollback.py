@@ -25,7 +25,11 @@ def command(
 ) -> None:
     """Point an alias back at the version before; a second time, one further back. The history only grows.
 
-    Examples:  cilseg rollback   |   cilseg rollback animals --reason "cows missed at night"
+    Examples:
+
+      cilseg rollback
+
+      cilseg rollback animals --reason "cows missed at night"
     """
     event = open_registry(registry).rollback(name, alias=alias, who=who, why=reason, class_change=class_change)
     if as_json:

@@ -23,7 +23,11 @@ def command(
 ) -> None:
     """Show a version: classes and their steps, parent, method, files, attachments, metrics, history of its aliases.
 
-    Examples:  cilseg show animals@production   |   cilseg show animals:3 --json
+    Examples:
+
+      cilseg show animals@production
+
+      cilseg show animals:3 --json
     """
     from cilseg.registry.describe import details
 

@@ -132,7 +132,7 @@ class TagList:
                     ]
                 )
             elif count[PRESENT] + count[ABSENT] == 0:
-                advice = "not named in any image; nothing is learned about it from tags"
+                advice = "no tags: the old model speaks for it"
             rows.append(
                 ClassSummary(
                     name, name in self.new_names, count[PRESENT], count[ABSENT], count[UNKNOWN], advice.strip()

@@ -12,7 +12,7 @@ from conftest import Commands
 from cilseg.cli.main import VERBS
 from cilseg.config import preset_names
 
-EXAMPLE = re.compile(r"^ *(cilseg .*?)(?: {2,}.*)?$", re.MULTILINE)
+EXAMPLE = re.compile(r"^ *(cilseg .*?) *$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -22,8 +22,7 @@ def test_every_verb_explains_itself_with_a_runnable_example(cilseg: Commands, ve
     assert answer.err == ""
     assert answer.out.strip().startswith(f"Usage: cilseg {verb}")
     text = re.sub(r"[│╭╰╮╯─]", " ", answer.out)
-    examples = [line.strip() for part in EXAMPLE.findall(text) for line in re.split(r" {2,}|\|", part) if line.strip()]
-    mine = [line for line in examples if line.startswith(f"cilseg {verb}")]
+    mine = [line for line in EXAMPLE.findall(text) if line.startswith(f"cilseg {verb}")]
     assert mine, text
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text.split("Options", 1)[1]))
     for line in mine:

@@ -172,8 +172,3 @@ def test_a_terminal_gets_a_bar_and_no_color_no_colours(story: Story, cilseg: Com
     plain = cilseg("predict", image, "-o", "out", env={"FORCE_COLOR": "1", "NO_COLOR": "1"})
     assert BAR in plain.err
     assert not COLOUR.search(plain.err)
-
-
-def test_suggested_commands_name_the_registry_that_was_given(cilseg: Commands, registry: Path) -> None:
-    answer = cilseg("export", "shapes:2", "--registry", registry)
-    assert f"Next: cilseg predict IMAGES -o OUT --model shapes:2 --registry {registry}" in answer.err

@@ -313,7 +313,7 @@ def test_summary(load):
         assert "Did you mean 'person'?" in persons.advice
         assert (cat.is_new, cat.present, cat.absent, cat.unknown, cat.advice) == (False, 0, 1, 1, "")
         assert person.unknown == 2
-        assert "not named in any image" in person.advice
+        assert "no tags" in person.advice
 
 
 def test_states_want_the_extended_class_set(load):
