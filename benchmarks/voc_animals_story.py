@@ -309,9 +309,9 @@ def summarise(args: argparse.Namespace) -> None:
         "side 240 px), single scale. old: cat, dog, horse, person; new: cow, sheep; all: with background. "
         "Base's `all` is over background and its four classes. Every picture was chosen because it shows "
         f"an animal. Training seconds with {args.threads} thread(s), {args.jobs} runs side by side on a machine with "
-        "other jobs: orders of magnitude. Looks at val beside these rows: Base of seeds 0 and 1 before its second cycle "
-        "(52.6, 53.0 old; the cycle gives 56.9 -> 58.0 on the tuning ids), Joint of seed 0 at half the rates and 4 epochs "
-        "(58.8 / 40.4), and the trial `low` of seed 0 (52.3 / 19.1); two trials on the tuning ids (see TRIALS).",
+        "other jobs: orders of magnitude. Looks at val beside these rows: Base of seeds 0 and 1 before its second "
+        "cycle (52.6, 53.0 old; the cycle gives 56.9 -> 58.0 on the tuning ids), Joint of seed 0 at half the rates and "
+        "4 epochs (58.8 / 40.4), and the trial `low` of seed 0 (52.3 / 19.1). Two trials on the tuning ids: TRIALS.",
     )
 
 
