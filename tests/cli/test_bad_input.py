@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_story import Commands, Contents, Story
 from command_server import Finished
-from conftest import Commands, Contents, Story
 from PIL import Image
 
 from cilseg.bundle import MANIFEST, GateSet, write_manifest

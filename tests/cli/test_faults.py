@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Commands, Contents, Story
+from cli_story import Commands, Contents, Story
 
 from cilseg.bundle import CHECKPOINT, verify_files
 from cilseg.registry import Registry

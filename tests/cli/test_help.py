@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Commands
+from cli_story import Commands
 
 from cilseg.cli.main import VERBS
 from cilseg.config import preset_names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Commands, Contents, Story
+from cli_story import Commands, Contents, Story
 
 from cilseg.data.source import open_source
 from cilseg.registry import Registry
