@@ -38,7 +38,7 @@ NAME = "scenes"
 NEW = ("lifebuoy", "fish")
 OLD = tuple(name for name in SCENE_CLASSES if name not in NEW)
 TRAIN_SCENES, VAL_SCENES = 700, 500
-NEGATIVES = 150
+NEGATIVES = 100
 PICTURE = "before_after.png"
 
 TrainingBar = Callable[[str], AbstractContextManager[OnTick]]
@@ -93,7 +93,7 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         predict_paths(segmenter, val.image_paths[:12], result.predictions)
     foils = {}
     for label, method, optimiser in (
-        ("fine-tuned, masks", "ft", _like_base(config, epochs=6)),
+        ("fine-tuned, masks", "ft", _like_base(config, epochs=5)),
         ("joint, all masks", "joint", _like_base(config, epochs=10)),
     ):
         with clock(method), bar(f"foil: {label}") as on_tick:
