@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,19 @@ def test_help_without_torch(arguments):
         "try:\n    run()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
     )
     assert not loaded_after(code)
+
+
+@pytest.mark.parametrize(("verb", "package", "extra"), [("train", "torch", "train"), ("export", "torch", "train")])
+def test_a_missing_extra_is_named_instead_of_a_traceback(tmp_path: Path, verb: str, package: str, extra: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    arguments = {"train": ["x", "--data", str(tmp_path), "--config", "tiny"], "export": ["x:1"]}[verb]
+    done = subprocess.run(
+        [sys.executable, "-m", "cilseg.cli.main", verb, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"needs {package}" in done.stderr
+    assert f"cilseg[{extra}]" in done.stderr

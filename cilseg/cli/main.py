@@ -29,6 +29,13 @@ VERBS = {
     "doctor": "doctor",
 }
 
+# package -> extra of pyproject.toml that brings it
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "jinja2"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "onnxruntime": "cpu",
+}
+
 app = typer.Typer(
     name="cilseg",
     help="Teach a deployed segmentation model new classes from image tags, judge the result, ship it.",
@@ -78,6 +85,12 @@ def run() -> None:
     """Run the command line; the only place that exits."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRA_OF:
+            raise
+        extra = _EXTRA_OF[package]
+        _fail(f"This verb needs {package}, which is not installed: pip install 'cilseg[{extra}]'.", 1)
     except CilsegError as error:
         _fail(str(error), error.exit_code)
     except (_StoppedError, KeyboardInterrupt) as stop:
