@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
@@ -61,54 +61,34 @@ class OptimiserConfig(_Section):
     color_jitter: float = Field(default=0.0, ge=0, le=1)
 
 
-class WilsonLossWeights(_Section):
-    """Factors of WILSON's five losses, all 1 in the paper; ``loc: 0`` is the row without the old model's prior."""
-
-    cls: float = Field(default=1.0, ge=0)
-    loc: float = Field(default=1.0, ge=0)
-    enc: float = Field(default=1.0, ge=0)
-    seg: float = Field(default=1.0, ge=0)
-    sss: float = Field(default=1.0, ge=0)
-
-
-class WilsonConfig(_Section):
-    """WILSON (CVPR 2022). Defaults are the released code; each option that departs from it says what it changes."""
-
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the one-hot part of the soft pseudo-labels."""
-    warm_up_epochs: int = Field(default=5, ge=0)
-    """Epochs in which only classification, localizer prior and encoder distillation are active."""
-    background_mix: float | None = Field(default=None, ge=0, le=1)
-    """None: background target is min(old, pseudo); k: (1-k) old + k pseudo."""
-    use_old_tags: bool = True
-    """Use tags of old classes where the tag list states them (paper, table 5)."""
-    ngwp_epsilon: float = Field(default=1.0, gt=0)
-    """Added to the weight sum of nGWP; the paper calls it a small constant, the code has 1."""
-    encoder_sum: bool = False
-    """Sum the encoder distillation over channels (paper, eq. A4) instead of averaging (code)."""
-    localizer_only_warm_up: bool = False
-    """Train only the localizer in the warm-up, as the paper says; the code trains the backbone too."""
-    renormalise: bool = False
-    """Renormalise the pseudo-labels after masking by tags."""
-    pamr: bool = True
-    """Refine the localizer's own pseudo-labels by PAMR."""
-    suppress_claimed: bool = False
-    """Lower the targets of old classes where a new class is claimed; not in the paper (docs/methods.md)."""
-    loss_weights: WilsonLossWeights = WilsonLossWeights()
-
-
 class TrainConfig(_Section):
     """Base training (``cilseg train``)."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
 
 
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
 class UpdateConfig(_Section):
-    """An incremental step (``cilseg update``)."""
+    """An incremental step (``cilseg update``).
+
+    Beside these keys it may hold one section per method, ``update.wilson`` for example; the method's file says what
+    stands in it (``Method.options_type``), and :func:`load_config` checks it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     method: str = "wilson"
     optimiser: OptimiserConfig = OptimiserConfig(epochs=40, lr_body=0.001, schedule="warmup")
-    wilson: WilsonConfig = WilsonConfig()
+
+    def options(self, name: str, kind: type[OptionsT]) -> OptionsT:
+        """Return the section of method ``name``; what it leaves out has its default.
+
+        Raises:
+            pydantic.ValidationError: unknown keys or wrong values.
+        """
+        return kind.model_validate((self.model_extra or {}).get(name, {}))
 
 
 class RuntimeConfig(_Section):
@@ -173,9 +153,28 @@ def load_config(
         config = Config.model_validate(tree)
     except ValidationError as exc:
         for error in exc.errors():
-            faults.add(_describe(error))
+            faults.add(_describe(error, Config))
+    if isinstance(update := tree.get("update"), dict):
+        for key in update.keys() - UpdateConfig.model_fields.keys():
+            _check_options(key, update[key], faults)
     faults.raise_if_any("Run `cilseg train --help` for the presets; docs/configuration.md lists every key.")
     return config
+
+
+def _check_options(name: str, section: Any, faults: FaultCollector) -> None:
+    """Check ``update.NAME``, the section of a method."""
+    from cilseg.methods import METHODS  # loads torch: not for configurations without such a section
+
+    if name not in METHODS:
+        hint = did_you_mean(str(name), [*UpdateConfig.model_fields, *METHODS])
+        faults.add(f"unknown key update.{name}.{hint}")
+        return
+    kind = METHODS[name].options_type
+    try:
+        kind.model_validate(section)
+    except ValidationError as exc:
+        for error in exc.errors():
+            faults.add(_describe(error, kind, f"update.{name}"))
 
 
 def _read(preset: str | Path) -> dict[str, Any]:
@@ -210,10 +209,10 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+def _describe(error: Any, root: type[BaseModel], prefix: str = "") -> str:
+    where = ".".join([*([prefix] if prefix else []), *(str(part) for part in error["loc"])])
     if error["type"] == "extra_forbidden":
-        model: Any = Config
+        model: Any = root
         for part in error["loc"][:-1]:
             model = model.model_fields[part].annotation
         return f"unknown key {where}.{did_you_mean(str(error['loc'][-1]), model.model_fields)}"

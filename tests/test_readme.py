@@ -21,7 +21,7 @@ from typer.main import get_command
 
 from cilseg import errors
 from cilseg.cli.main import app
-from cilseg.config import Config, WilsonConfig, load_config
+from cilseg.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -28,7 +28,7 @@ class TrainTransform:
     def __call__(
         self, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8] | None, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Map ``(H, W, 3)`` and ``(H, W)`` to ``(size_px, size_px, 3)`` and ``(size_px, size_px)``."""
+        """Map ``(H, W, 3)`` and ``(H, W)`` or ``(H, W, K)`` labels to the same with ``H = W = size_px``."""
         box = self._box(image.shape[0], image.shape[1], rng)
         flip = rng.random() < 0.5
         size = (self.size_px, self.size_px)
@@ -37,7 +37,9 @@ class TrainTransform:
             out = _jitter(out, self.jitter, rng)
         labels = None
         if mask is not None:
-            labels = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=box))
+            planes = [mask] if mask.ndim == 2 else [mask[..., k] for k in range(mask.shape[2])]
+            cut = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.NEAREST, box=box)) for p in planes]
+            labels = cut[0] if mask.ndim == 2 else np.stack(cut, axis=-1)
         if flip:
             out = out[:, ::-1]
             labels = None if labels is None else labels[:, ::-1]

@@ -1,19 +1,57 @@
-"""What every method is: a module that maps a batch to named losses."""
+"""What every method is: a module that maps a batch to named losses, and what it may be given to work with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.models.initialisation import background_split_init
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet
 
-Supervision = Literal["masks", "tags"]
+Supervision = Literal["masks", "tags", "points", "scribbles", "shots"]
+Need = Literal["replay", "saliency", "prototypes"]
+BUILTIN = "builtin"
+
+
+class Options(BaseModel):
+    """Settings of one method, the section ``update.NAME`` of a configuration; a method without any has these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Images that stand in for those of the old classes; no mask of them is known.
+
+    Args:
+        read_image: index -> ``(H, W, 3)`` uint8.
+        class_ids: (R,) the old foreground class that each image was found for.
+    """
+
+    read_image: ImageReader
+    class_ids: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a method may be given beside its training images; which it needs, it says in ``needs``."""
+
+    replay: Replay | None = None
+    saliency: ImageReader | Literal["builtin"] | None = None
+    """Index of a training image -> ``(H, W)`` uint8, or ``builtin``: made from the parent's own features."""
+    kept: Path | None = None
+    """Folder with the files that the parent's step left for later ones (:meth:`Method.keep`)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +61,29 @@ class StepContext:
     model: SegmentationModel
     old_model: SegmentationModel | None
     config: UpdateConfig
+    inputs: StepInputs = field(default_factory=StepInputs)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a method does work before the main loop: where files go, what it runs on, and training something else."""
+
+    run_dir: Path
+    seed: int
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """Context of the run's precision for passes without gradient."""
+    fit: Callable[[str, Method, TrainingSet, OptimiserConfig], None]
+    """Train another method under a name of its own; resumes, and is instant once it has finished."""
+
+
+class Answers(NamedTuple):
+    """Both models on one batch; ``body`` (B, D, h, w), ``logits`` at feature stride."""
+
+    body: Tensor
+    logits: Tensor
+    old_body: Tensor
+    old_logits: Tensor
 
 
 class Method(nn.Module):
@@ -32,17 +93,27 @@ class Method(nn.Module):
     is neither trained, nor moved into checkpoints.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     supervision: ClassVar[Supervision]
     idea: ClassVar[str]
     paper: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    options_type: ClassVar[type[Options]] = Options
+    sees_old_masks: ClassVar[bool] = False
+    """Whether its masks show the old classes too (joint training, shots)."""
+    background_init: ClassVar[bool] = False
+    """Whether new classifiers start as shares of the background (MiB), instead of at random."""
 
     def __init__(self, context: StepContext) -> None:
         super().__init__()
         self.model = context.model
+        self.inputs = context.inputs
+        self.options: Any = context.config.options(self.name, self.options_type)
         self._old = [context.old_model] if context.old_model is not None else []
         for old in self._old:
             old.eval().requires_grad_(False)
+        if self.background_init:
+            start_as_background(self.model)
 
     @property
     def warm_up_epochs(self) -> int:
@@ -53,16 +124,34 @@ class Method(nn.Module):
     def old_model(self) -> SegmentationModel:
         return self._old[0]
 
+    @property
+    def n_old(self) -> int:
+        """Channels of the old model, background included."""
+        return self.old_model.n_classes
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         for old in self._old:  # follows the device and memory format of the module
             old._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:  # noqa: ARG002
+        """Work before the main loop (thresholds, pseudo-labels, imprinting); return what the loop trains on.
+
+        Runs again after a resume, so it must give the same result from the same files.
+        """
+        return data
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch, in training mode."""
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} must define forward(batch, epoch); got {len(batch)} fields in {epoch}.")
+
+    def finish(self) -> None:
+        """Called after the last epoch: undo what belongs to training alone."""
+
+    def keep(self, folder: Path) -> None:
+        """Write what later steps of the lineage need into ``folder``; the files become part of the version."""
 
     def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
         """Trainable parameters with a learning rate per part: body, head, old and new classifiers."""
@@ -89,6 +178,35 @@ class Method(nn.Module):
             else:
                 old_body = old_backbone(x)
         return body, old_body
+
+    def answers(self, batch: Batch) -> Answers:
+        """Return body features and logits of the new model and, without gradient, of the old one."""
+        body, old_body = self.two_bodies(batch)
+        with torch.no_grad():
+            old_logits = self.old_model.classify(old_body)
+        return Answers(body, self.model.classify(body), old_body, old_logits)
+
+    def at_pixels(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Upsample stride logits ``(B, C, h, w)`` to the pixels of the batch, in float32."""
+        height, width = batch["image"].shape[-2:]
+        return self.model.upsample(logits.float(), height, width)
+
+
+def start_as_background(model: SegmentationModel) -> None:
+    """Let the newest classifier start as shares of the background (MiB: Cermelli et al., CVPR 2020, eq. 10, 11).
+
+    Must come after the old weights were loaded; the soft-max of the old classes does not change. Without a new
+    classifier nothing happens.
+    """
+    first, *later = list(model.classifier.steps)
+    if not later:
+        return
+    n_new = later[-1].weight.shape[0]
+    weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
+    with torch.no_grad():
+        later[-1].weight.copy_(weight)
+        later[-1].bias.copy_(bias)
+        first.bias.copy_(old_bias)
 
 
 def _group(parameters: Iterable[nn.Parameter], lr: float) -> dict[str, Any]:

@@ -17,5 +17,6 @@ class Joint(Supervised):
     """Train on all images with masks of all classes; what continual learning gives up."""
 
     name = "joint"
+    sees_old_masks = True
     idea = "upper bound: all images, masks of all classes, starting from the base model"
     paper = "baseline of Cermelli et al., CVPR 2020"

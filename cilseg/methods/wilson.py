@@ -5,13 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cilseg.config import OptimiserConfig
 from cilseg.losses.wilson import wilson_losses
-from cilseg.methods.base import Method, StepContext, _group
+from cilseg.methods.base import Method, Options, StepContext, _group
 from cilseg.models.head import Localizer
 from cilseg.train.dataset import Batch
+
+
+class WilsonLossWeights(Options):
+    """Factors of WILSON's five losses, all 1 in the paper; ``loc: 0`` is the row without the old model's prior."""
+
+    cls: float = Field(default=1.0, ge=0)
+    loc: float = Field(default=1.0, ge=0)
+    enc: float = Field(default=1.0, ge=0)
+    seg: float = Field(default=1.0, ge=0)
+    sss: float = Field(default=1.0, ge=0)
+
+
+class WilsonOptions(Options):
+    """WILSON (CVPR 2022). Defaults are the released code; each option that departs from it says what it changes."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the one-hot part of the soft pseudo-labels."""
+    warm_up_epochs: int = Field(default=5, ge=0)
+    """Epochs in which only classification, localizer prior and encoder distillation are active."""
+    background_mix: float | None = Field(default=None, ge=0, le=1)
+    """None: background target is min(old, pseudo); k: (1-k) old + k pseudo."""
+    use_old_tags: bool = True
+    """Use tags of old classes where the tag list states them (paper, table 5)."""
+    ngwp_epsilon: float = Field(default=1.0, gt=0)
+    """Added to the weight sum of nGWP; the paper calls it a small constant, the code has 1."""
+    encoder_sum: bool = False
+    """Sum the encoder distillation over channels (paper, eq. A4) instead of averaging (code)."""
+    localizer_only_warm_up: bool = False
+    """Train only the localizer in the warm-up, as the paper says; the code trains the backbone too."""
+    renormalise: bool = False
+    """Renormalise the pseudo-labels after masking by tags."""
+    pamr: bool = True
+    """Refine the localizer's own pseudo-labels by PAMR."""
+    suppress_claimed: bool = False
+    """Lower the targets of old classes where a new class is claimed; not in the paper (docs/methods.md)."""
+    loss_weights: WilsonLossWeights = WilsonLossWeights()
 
 
 class Wilson(Method):
@@ -21,11 +58,11 @@ class Wilson(Method):
     supervision = "tags"
     idea = "localizer from tags + soft pseudo-labels + the old model's scores"
     paper = "Cermelli et al., CVPR 2022"
+    options_type = WilsonOptions
+    options: WilsonOptions
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
-        self.options = context.config.wilson
-        self.n_old = self.old_model.n_classes
         self.localizer = Localizer(self.model.backbone.channels, n_classes=self.model.n_classes)
 
     @property

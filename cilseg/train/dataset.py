@@ -1,10 +1,10 @@
-"""What a training step sees: crops with masks, or crops with image tags and nothing else."""
+"""What a training step sees: crops with masks, with image tags, or with both; never more than it was given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,22 @@ from cilseg.data.transforms import TrainTransform
 from cilseg.errors import CilsegError, InputError
 
 ImageReader = Callable[[int], npt.NDArray[np.uint8]]
+BatchPlan = Callable[[int, int], list[Sequence[int]]]
+"""(epoch, batch size) -> the indices of every batch."""
 _CACHE_BYTES = 2 * 1024**3
 
 
 class Batch(TypedDict, total=False):
-    """``image`` (B, 3, H, W) uint8 RGB; ``mask`` (B, H, W) int64 or absent; ``tags`` (B, n_fg) int8 or absent."""
+    """What a method gets; all but the image only where the training set has it.
+
+    ``image`` (B, 3, H, W) uint8 RGB; ``mask`` (B, H, W) int64 channel ids; ``tags`` (B, n_fg) int8 states;
+    ``saliency`` (B, H, W) uint8, 255 is certainly an object.
+    """
 
     image: Tensor
     mask: Tensor
     tags: Tensor
+    saliency: Tensor
 
 
 @dataclass
@@ -35,6 +42,8 @@ class TrainingSet:
         read_mask: index -> ``(H, W)`` uint8 channel ids with 255 void; None for tag supervision, so that a tag
             method cannot see masks at all.
         tags: ``(N, n_fg)`` int8: 1 present, 0 absent, -1 unknown; None for mask supervision.
+        read_saliency: index -> ``(H, W)`` uint8, how much each pixel of the image looks like an object.
+        plan: which images form the batches of an epoch; None: a permutation, cut into batches.
     """
 
     size: int
@@ -43,12 +52,18 @@ class TrainingSet:
     seed: int
     read_mask: ImageReader | None = None
     tags: npt.NDArray[np.int8] | None = None
+    read_saliency: ImageReader | None = None
+    plan: BatchPlan | None = None
     _cache: dict[tuple[str, int], npt.NDArray[np.uint8]] = field(default_factory=dict)
     _cached_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.size == 0:
             raise InputError("There is no image to train on. Check the split list or the tag list.")
+
+    def changed(self, **changes: Any) -> TrainingSet:
+        """Return a copy with other fields; decoded files are not shared."""
+        return replace(self, **changes, _cache={}, _cached_bytes=0)
 
     def _read(self, kind: str, reader: ImageReader, index: int) -> npt.NDArray[np.uint8]:
         key = (kind, index)
@@ -60,12 +75,21 @@ class TrainingSet:
             self._cached_bytes += array.nbytes
         return self._cache[key]
 
-    def sample(self, epoch: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Return the crop of image ``index`` in ``epoch``: the same for every worker count and after a resume."""
+    def sample(self, epoch: int, index: int) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return the crop of image ``index`` in ``epoch``: the same for every worker count and after a resume.
+
+        ``image`` (S, S, 3), and ``mask`` and ``saliency`` (S, S) where the set has them.
+        """
         rng = np.random.Generator(np.random.PCG64([self.seed, 1, epoch, index]))
         image = self._read("image", self.read_image, index)
-        mask = None if self.read_mask is None else self._read("mask", self.read_mask, index)
-        return self.transform(image, mask, rng)
+        readers = {"mask": self.read_mask, "saliency": self.read_saliency}
+        planes = {key: self._read(key, reader, index) for key, reader in readers.items() if reader is not None}
+        labels = np.stack(list(planes.values()), axis=-1) if planes else None
+        crop, cut = self.transform(image, labels, rng)
+        sample = {"image": crop}
+        if cut is not None:
+            sample |= {key: cut[..., k] for k, key in enumerate(planes)}
+        return sample
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the permutation of ``epoch``."""
@@ -73,10 +97,12 @@ class TrainingSet:
 
     def iterations(self, batch_size: int) -> int:
         """Batches per epoch; the incomplete last one is dropped unless it is the only one."""
-        return max(1, self.size // batch_size)
+        return len(self.plan(0, batch_size)) if self.plan else max(1, self.size // batch_size)
 
     def batch_indices(self, epoch: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Sequence[int]]:
         """Return the indices of each batch of ``epoch`` for one process; ``batch_size`` counts all processes."""
+        if self.plan:
+            return [batch[rank::world] for batch in self.plan(epoch, batch_size)]
         order = self.order(epoch)
         count = self.iterations(batch_size)
         return [order[i * batch_size : (i + 1) * batch_size][rank::world].tolist() for i in range(count)]
@@ -84,9 +110,11 @@ class TrainingSet:
     def collate(self, epoch: int, indices: Sequence[int]) -> Batch:
         """Build the batch of the given indices."""
         samples = [self.sample(epoch, i) for i in indices]
-        batch = Batch(image=torch.from_numpy(np.stack([s[0] for s in samples])).permute(0, 3, 1, 2))
+        batch = Batch(image=torch.from_numpy(np.stack([s["image"] for s in samples])).permute(0, 3, 1, 2))
         if self.read_mask is not None:
-            batch["mask"] = torch.from_numpy(np.stack([s[1] for s in samples if s[1] is not None])).long()
+            batch["mask"] = torch.from_numpy(np.stack([s["mask"] for s in samples])).long()
+        if self.read_saliency is not None:
+            batch["saliency"] = torch.from_numpy(np.stack([s["saliency"] for s in samples]))
         if self.tags is not None:
             batch["tags"] = torch.from_numpy(self.tags[list(indices)])
         return batch

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def pick_precision(device_type: str) -> str:
     return "32-true"
 
 
-def make_fabric(runtime: RuntimeConfig) -> Fabric:
-    """Return a launched Fabric for ``runtime``; device and precision choose themselves when ``auto``.
+def device_of(runtime: RuntimeConfig) -> torch.device:
+    """Return the device that ``runtime`` runs on; ``auto`` takes CUDA where there is one, else the CPU.
 
     Raises:
         InputError: the device asked for is not there.
@@ -68,6 +69,25 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
         raise InputError("runtime.device is cuda, but torch sees no CUDA device. Use device=auto or cpu.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("runtime.device is mps, but torch sees no Apple GPU. Use device=auto or cpu.")
+    return torch.device(device)
+
+
+def autocast_of(runtime: RuntimeConfig) -> AbstractContextManager[Any]:
+    """Return the context of the run's precision, for passes outside the loop."""
+    device = device_of(runtime).type
+    precision = pick_precision(device) if runtime.precision == "auto" else runtime.precision
+    if precision == "32-true":
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float16)
+
+
+def make_fabric(runtime: RuntimeConfig) -> Fabric:
+    """Return a launched Fabric for ``runtime``; device and precision choose themselves when ``auto``.
+
+    Raises:
+        InputError: the device asked for is not there.
+    """
+    device = device_of(runtime).type
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     precision = pick_precision(device) if runtime.precision == "auto" else runtime.precision

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,15 +21,18 @@ from cilseg.config import OptimiserConfig, RuntimeConfig, UpdateConfig
 from cilseg.data.labels import map_mask
 from cilseg.data.source import Source
 from cilseg.data.transforms import TrainTransform
-from cilseg.methods import Method, StepContext, Supervised, method_class
+from cilseg.methods import Method, Stage, StepContext, StepInputs, Supervised, method_class
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import TrainingSet
-from cilseg.train.engine import OnTick, fit
+from cilseg.train.dataset import ImageReader, TrainingSet
+from cilseg.train.engine import OnTick, autocast_of, device_of, fit
 from cilseg_serve.images import read_image
 from cilseg_serve.preprocessing import network_size_hw, prepare, restore_mask
 
 if TYPE_CHECKING:
     from cilseg.data.taglist import TagList
+
+KEEP = "keep"
+"""Folder of a run with what later steps of the lineage need; becomes part of the version."""
 
 
 def masked_set(
@@ -38,16 +43,17 @@ def masked_set(
     visible: Collection[str],
     seed: int,
     others: Literal["background", "void"] = "background",
+    void_as_background: bool = False,
     preprocessing: Preprocessing | None = None,
 ) -> TrainingSet:
-    """Training set with masks; classes outside ``visible`` become ``others``, void stays void.
+    """Training set with masks; classes outside ``visible`` become ``others``, void stays void unless told otherwise.
 
     Crops are drawn from the image as the network sees it: resized as ``preprocessing`` says, or at its own size.
     """
     return TrainingSet(
         size=len(source),
         read_image=partial(_read_prepared, source.image_paths, preprocessing),
-        read_mask=partial(_read_mapped, source, class_set, tuple(visible), others, preprocessing),
+        read_mask=partial(_read_mapped, source, class_set, tuple(visible), others, void_as_background, preprocessing),
         transform=_transform(optimiser),
         seed=seed,
     )
@@ -59,10 +65,18 @@ def _read_mapped(
     class_set: ClassSet,
     visible: tuple[str, ...],
     others: Literal["background", "void"],
+    void_as_background: bool,
     preprocessing: Preprocessing | None,
     index: int,
 ) -> npt.NDArray[np.uint8]:
-    mask = map_mask(source.mask(index), source.label_names, class_set, visible=visible, others=others)
+    mask = map_mask(
+        source.mask(index),
+        source.label_names,
+        class_set,
+        visible=visible,
+        others=others,
+        void_as_background=void_as_background,
+    )
     if preprocessing is None:
         return mask
     return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], preprocessing.short_side_px))
@@ -80,10 +94,18 @@ def tagged_set(
     *,
     seed: int,
     preprocessing: Preprocessing | None = None,
+    annotations: ImageReader | None = None,
 ) -> TrainingSet:
-    """Training set with image tags; no mask is ever opened."""
+    """Training set with image tags, and with points or scribbles when asked for; no mask is ever opened."""
     files = [image.file for image in tag_list.images]
-    return tagged_files(files, tag_list.states(class_set), optimiser, seed=seed, preprocessing=preprocessing)
+    return tagged_files(
+        files,
+        tag_list.states(class_set),
+        optimiser,
+        seed=seed,
+        preprocessing=preprocessing,
+        annotations=annotations,
+    )
 
 
 def tagged_files(
@@ -93,15 +115,30 @@ def tagged_files(
     *,
     seed: int,
     preprocessing: Preprocessing | None = None,
+    annotations: ImageReader | None = None,
 ) -> TrainingSet:
-    """Training set of image files with tag states ``(N, n_fg)``: 1 present, 0 absent, -1 unknown."""
+    """Training set of image files with tag states ``(N, n_fg)``: 1 present, 0 absent, -1 unknown.
+
+    ``annotations`` maps an index to a partial mask ``(H, W)`` of the image's own size: channel ids where somebody
+    pointed or scribbled, ``UNLABELLED_ID`` elsewhere.
+    """
     return TrainingSet(
         size=len(files),
         read_image=partial(_read_prepared, tuple(files), preprocessing),
+        read_mask=partial(_read_annotation, annotations, preprocessing) if annotations else None,
         tags=states,
         transform=_transform(optimiser),
         seed=seed,
     )
+
+
+def _read_annotation(
+    annotations: ImageReader, preprocessing: Preprocessing | None, index: int
+) -> npt.NDArray[np.uint8]:
+    mask = annotations(index)
+    if preprocessing is None:
+        return mask
+    return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], preprocessing.short_side_px))
 
 
 def _transform(optimiser: OptimiserConfig) -> TrainTransform:
@@ -143,12 +180,16 @@ def train_increment(
     run_id: str,
     resume: bool = False,
     on_tick: OnTick | None = None,
+    inputs: StepInputs | None = None,
 ) -> SegmentationModel:
-    """Train an incremental step with ``config.method``; the parent is left as it is."""
+    """Train an incremental step with ``config.method``; the parent is left as it is.
+
+    Files that later steps of the lineage need are left in ``run_dir / KEEP``.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = parent.extended(n_new)
-        method = method_class(config.method)(StepContext(model, parent, config))
+        method = method_class(config.method)(StepContext(model, parent, config, inputs or StepInputs()))
     return _run(method, data, config.optimiser, runtime, seed, run_dir, run_id, resume, on_tick)
 
 
@@ -163,14 +204,45 @@ def _run(
     resume: bool,
     on_tick: OnTick | None,
 ) -> SegmentationModel:
-    model = method.model
-    for network in [model, *method._old]:
-        network.backbone.freeze(optimiser.frozen_stages)
-    model.freeze_norm(optimiser.freeze_norm)
-    with torch.random.fork_rng():
+    def fit_part(name: str, part: Method, part_data: TrainingSet, part_optimiser: OptimiserConfig) -> None:
+        with _frozen(part, part_optimiser):
+            fit(
+                part,
+                part_data,
+                part_optimiser,
+                run_dir=run_dir / name,
+                run_id=f"{run_id}-{name}",
+                runtime=runtime,
+                resume=resume,
+                on_tick=on_tick,
+            )
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    stage = Stage(
+        run_dir=run_dir, seed=seed, device=device_of(runtime), autocast=partial(autocast_of, runtime), fit=fit_part
+    )
+    with torch.random.fork_rng(), _frozen(method, optimiser):
+        torch.manual_seed(seed)
+        data = method.prepare(data, stage)
         torch.manual_seed(seed)
         fit(method, data, optimiser, run_dir=run_dir, run_id=run_id, runtime=runtime, resume=resume, on_tick=on_tick)
-    model.freeze_norm(False)
-    for network in [model, *method._old]:
-        network.backbone.freeze(-1)
-    return model.eval()
+    method.finish()
+    shutil.rmtree(run_dir / KEEP, ignore_errors=True)
+    (run_dir / KEEP).mkdir()
+    method.keep(run_dir / KEEP)
+    return method.model.eval()
+
+
+@contextmanager
+def _frozen(method: Method, optimiser: OptimiserConfig) -> Iterator[None]:
+    """Freeze what the settings say while a method trains."""
+    networks = [method.model, *method._old]
+    for network in networks:
+        network.backbone.freeze(optimiser.frozen_stages)
+    method.model.freeze_norm(optimiser.freeze_norm)
+    try:
+        yield
+    finally:
+        method.model.freeze_norm(False)
+        for network in networks:
+            network.backbone.freeze(-1)

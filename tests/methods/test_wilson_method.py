@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cilseg.bundle import Architecture, Preprocessing
-from cilseg.config import UpdateConfig, WilsonConfig
+from cilseg.config import UpdateConfig
 from cilseg.methods import StepContext
-from cilseg.methods.wilson import Wilson
+from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.models.segmenter import SegmentationModel
 
 KEYS = {"cls", "loc", "enc", "seg", "sss"}
@@ -53,7 +53,7 @@ def losses(original, images):
 
     def compute(tags: torch.Tensor = TAGS, *, epoch: int = AFTER_WARM_UP, freeze=None, **options):
         method = copy.deepcopy(original)
-        method.options = WilsonConfig(**options)
+        method.options = WilsonOptions(**options)
         if freeze is not None:
             freeze(method)
         compute.method = method.train()

@@ -32,12 +32,12 @@ def synthetic(size: int = 11, *, seed: int = 5, masks: bool = True, **options) -
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():
     data, other = synthetic(), synthetic()
-    forwards = {(e, i): data.sample(e, i)[0] for e in range(2) for i in range(11)}
+    forwards = {(e, i): data.sample(e, i)["image"] for e in range(2) for i in range(11)}
     for epoch in (1, 0):
         for index in reversed(range(11)):
-            assert np.array_equal(other.sample(epoch, index)[0], forwards[epoch, index])
+            assert np.array_equal(other.sample(epoch, index)["image"], forwards[epoch, index])
     assert not np.array_equal(forwards[0, 3], forwards[1, 3])
-    assert not np.array_equal(synthetic(seed=6).sample(0, 3)[0], forwards[0, 3])
+    assert not np.array_equal(synthetic(seed=6).sample(0, 3)["image"], forwards[0, 3])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -71,7 +71,7 @@ def test_a_damaged_image_is_reported_as_such(scenes, workers):
 def test_training_sets_can_be_sent_to_spawned_workers(scenes, kind):
     data = make_data(kind, scenes, optimiser_config())
     twin = pickle.loads(pickle.dumps(data))
-    assert np.array_equal(twin.sample(0, 2)[0], data.sample(0, 2)[0])
+    assert np.array_equal(twin.sample(0, 2)["image"], data.sample(0, 2)["image"])
 
 
 @settings(max_examples=50, deadline=None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cilseg.classes import ClassSet
-from cilseg.config import ModelConfig, OptimiserConfig, RuntimeConfig, UpdateConfig, WilsonConfig
+from cilseg.config import ModelConfig, OptimiserConfig, RuntimeConfig, UpdateConfig
 from cilseg.data.source import open_source
 from cilseg.methods import Method, StepContext, Supervised
 from cilseg.methods.wilson import Wilson
@@ -46,7 +46,7 @@ def make_method(kind: str, scenes: Path, *, seed: int = 0) -> Method:
         return Supervised(StepContext(new_model(config, ClassSet.base(names), seed=seed), None, UpdateConfig()))
     parent = new_model(config, ClassSet.base(names[:-1]), seed=seed)
     torch.manual_seed(seed)
-    settings = UpdateConfig(wilson=WilsonConfig(warm_up_epochs=1))
+    settings = UpdateConfig(wilson={"warm_up_epochs": 1})
     return Wilson(StepContext(parent.extended(1), parent, settings))
 
 
