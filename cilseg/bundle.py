@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cilseg.classes import ClassSet
 from cilseg.errors import ArtifactError, NotFoundError
@@ -51,6 +51,14 @@ class Architecture(_Frozen):
     head_channels: int
     head_dilations: tuple[int, ...]
     classes_per_step: tuple[int, ...]
+    classifier: Literal["linear", "cosine"] = "linear"
+    """``cosine``: scores are scaled cosines and the head ends without an activation (PIFS)."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write nothing for the usual classifier: the digests of versions from before the field stay what they are."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("classifier", "linear")}
 
 
 class GateSet(_Frozen):

@@ -26,6 +26,8 @@ class ModelConfig(_Section):
     output_stride: int = 16
     head_channels: int = Field(default=256, ge=4)
     head_dilations: tuple[Annotated[int, Field(ge=1)], ...] = (6, 12, 18)
+    classifier: Literal["linear", "cosine"] = "linear"
+    """``cosine``: scores are scaled cosines, trained with soft-max cross-entropy; what ``pifs`` starts from."""
     weights: str = "none"
     """``none``, ``hub``, or a ``.safetensors`` file in timm's parameter names."""
     input_mean: tuple[float, float, float] | None = None

@@ -8,6 +8,7 @@ import pytest
 
 from cilseg.config import Config, configs_directory, load_config, preset_names
 from cilseg.errors import InputError, NotFoundError
+from cilseg.methods.wilson import WilsonOptions
 
 
 def test_every_preset_loads():
@@ -22,7 +23,8 @@ def test_a_preset_is_more_than_the_defaults():
     tiny = load_config("tiny")
     assert tiny.model.backbone == "test_resnet"
     assert tiny.update.optimiser.schedule == "warmup"
-    assert tiny.update.wilson.alpha == Config().update.wilson.alpha
+    assert tiny.update.options("wilson", WilsonOptions).alpha == WilsonOptions().alpha
+    assert tiny.update.options("wilson", WilsonOptions).warm_up_epochs == 4
 
 
 def test_a_dump_reads_back():
@@ -48,9 +50,10 @@ def test_overrides():
     assert config.train.optimiser.lr_head == load_config("tiny").train.optimiser.lr_head
     assert config.update.optimiser.clip_norm is None
     assert config.model.head_dilations == (1, 2)
-    assert config.update.wilson.pamr is False
-    assert config.update.wilson.loss_weights.loc == 0
-    assert config.update.wilson.loss_weights.seg == 1
+    wilson = config.update.options("wilson", WilsonOptions)
+    assert wilson.pamr is False
+    assert wilson.loss_weights.loc == 0
+    assert wilson.loss_weights.seg == 1
     assert config.model.weights == "weights/a=b.safetensors"
 
 
@@ -66,14 +69,14 @@ def test_all_faults_at_once(tmp_path):
     path.write_text(
         "model: {backbon: resnet18, output_stride: eight}\n"
         "train: {optimiser: {epochs: 0, lr_bdy: 0.1}}\n"
-        "update: {wilson: {loss_weights: {sgm: 1}}}\n"
+        "update: {wilson: {loss_weights: {sgm: 1}}, wislon: {alpha: 1}}\n"
         "optimizer: {}\n"
     )
     with pytest.raises(InputError) as caught:
         load_config(path, ["noequals", "seed=[1,", "runtime.device=gpu"])
     text = str(caught.value)
     for wanted in (
-        r"mine\.yaml: 9 faults",
+        r"mine\.yaml: 10 faults",
         r"override 'noequals' is not of the form section\.key=value",
         r"override 'seed=\[1,' holds no readable YAML value",
         r"unknown key model\.backbon\. Did you mean 'backbone'\?",
@@ -81,6 +84,7 @@ def test_all_faults_at_once(tmp_path):
         r"train\.optimiser\.epochs: .*greater than or equal to 1 \(got 0\)",
         r"unknown key train\.optimiser\.lr_bdy\. Did you mean 'lr_body'\?",
         r"unknown key update\.wilson\.loss_weights\.sgm\. Did you mean 'seg'\?",
+        r"unknown key update\.wislon\. Did you mean 'wilson'\?",
         r"unknown key optimizer",
         r"runtime\.device: .*'auto', 'cpu', 'cuda' or 'mps' \(got 'gpu'\)",
     ):

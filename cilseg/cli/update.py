@@ -40,7 +40,7 @@ def command(
     parent: Annotated[
         str | None, typer.Option("--from", metavar="REF", help="Version to start from; default: the served one.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="wilson (tags); ft, joint (masks).")] = None,
+    method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="How to learn; `cilseg methods` lists them.")] = None,
     untagged: Annotated[
         str | None, typer.Option("--untagged", metavar="absent|unknown", help="What an unnamed new class means.")
     ] = None,
@@ -52,6 +52,16 @@ def command(
     split: Annotated[str, typer.Option("--split", help="List of the images in --data.")] = "train",
     labels: LabelsOption = None,
     classes: ClassesOption = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", metavar="K", help="Annotated images per new class (pifs).")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", metavar="DIR", help="One folder of images per old class (recall).")
+    ] = None,
+    saliency: Annotated[
+        str | None,
+        typer.Option("--saliency", metavar="DIR|builtin", help="A grey picture per image of where objects are (eps)."),
+    ] = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Register without judging; `cilseg validate` does that later.")
     ] = False,
@@ -105,6 +115,9 @@ def command(
         split=split,
         labels=labels,
         classes=split_names(classes) or (),
+        shots=shots,
+        replay=replay,
+        saliency=saliency,
         name=name,
         gate=not no_gate,
         resume=resume,

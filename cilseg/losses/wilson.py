@@ -28,18 +28,25 @@ class PseudoLabels(NamedTuple):
     image_weight: Tensor  #: (B,) 1 for images that count in the segmentation loss, else 0
 
 
-def localizer_distillation(localizer_logits: Tensor, old_logits: Tensor) -> Tensor:
-    """Keep the localizer's old channels near the old model's sigmoid scores (L_LOC, eq. 5).
+def localizer_distillation(
+    localizer_logits: Tensor, old_logits: Tensor, *, scores: Literal["sigmoid", "softmax"] = "sigmoid"
+) -> Tensor:
+    """Keep the localizer's old channels near the old model's scores (L_LOC, eq. 5).
 
     Args:
         localizer_logits: (B, C, h, w).
         old_logits: (B, n_old, h, w) of the old model, background included; no gradient flows into them.
+        scores: "sigmoid", one binary cross-entropy per channel; "softmax", one cross-entropy per pixel over the old
+            channels, the foil of the paper's table 4.
 
     Returns:
-        Scalar: mean over images, old channels and pixels.
+        Scalar: mean over images and pixels, and with "sigmoid" over old channels.
     """
     ours = at_least_float32(localizer_logits[:, : old_logits.shape[1]])
-    wanted = at_least_float32(old_logits.detach()).sigmoid().to(ours.dtype)
+    old = at_least_float32(old_logits.detach()).to(ours.dtype)
+    if scores == "softmax":
+        return F.cross_entropy(ours, old.softmax(dim=1))
+    wanted = old.sigmoid()
     return F.binary_cross_entropy_with_logits(ours, wanted)
 
 
@@ -222,6 +229,7 @@ def wilson_losses(
     keep_unknown: bool = False,
     renormalise: bool = False,
     ngwp_epsilon: float = 1.0,
+    prior_scores: Literal["sigmoid", "softmax"] = "sigmoid",
 ) -> dict[str, Tensor]:
     """All losses of one incremental step; the total is their sum.
 
@@ -249,6 +257,7 @@ def wilson_losses(
             hides them.
         renormalise: make the soft-max sum to one again after untagged classes are hidden; the released code does not.
         ngwp_epsilon: see :func:`cilseg.losses.aggregate.ngwp`.
+        prior_scores: see :func:`localizer_distillation`.
 
     Returns:
         Scalars under "cls" (image tags), "loc" (old model into localizer), "enc" (features), "seg" (segmentation
@@ -257,7 +266,7 @@ def wilson_losses(
     n_columns = loc_raw.shape[1] - n_old if n_tag_columns is None else n_tag_columns
     losses = {
         "cls": tag_loss(loc_raw, tags[:, tags.shape[1] - n_columns :], weight=tag_weight, eps=ngwp_epsilon),
-        "loc": localizer_distillation(loc_raw, old_logits),
+        "loc": localizer_distillation(loc_raw, old_logits, scores=prior_scores),
         "enc": encoder_distillation(body, old_body, reduction=encoder_reduction),
     }
     if warm_up:

@@ -89,7 +89,8 @@ class Answers(NamedTuple):
 class Method(nn.Module):
     """Base class: ``forward(batch, epoch)`` returns the losses, whose sum is minimised.
 
-    Subclasses set ``name``, ``supervision``, ``idea`` and ``paper``. The old model is kept outside the module tree: it
+    Subclasses set ``name``, ``supervision``, ``idea`` and ``paper``, and refuse in ``__init__`` (InputError) what they
+    could not work with. The old model is kept outside the module tree: it
     is neither trained, nor moved into checkpoints.
     """
 
@@ -114,6 +115,18 @@ class Method(nn.Module):
             old.eval().requires_grad_(False)
         if self.background_init:
             start_as_background(self.model)
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """Return name, supervision, idea, paper, further needs, and the options with their defaults."""
+        return {
+            "name": cls.name,
+            "supervision": cls.supervision,
+            "needs": list(cls.needs),
+            "idea": cls.idea,
+            "paper": cls.paper,
+            "options": cls.options_type().model_dump(mode="json"),
+        }
 
     @property
     def warm_up_epochs(self) -> int:
@@ -147,8 +160,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} must define forward(batch, epoch); got {len(batch)} fields in {epoch}.")
 
-    def finish(self) -> None:
-        """Called after the last epoch: undo what belongs to training alone."""
+    def finish(self, data: TrainingSet, stage: Stage) -> None:
+        """Called after the last epoch with what ``prepare`` returned: measure what is kept, undo what was temporary."""
 
     def keep(self, folder: Path) -> None:
         """Write what later steps of the lineage need into ``folder``; the files become part of the version."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,11 @@ class WilsonOptions(Options):
     """Refine the localizer's own pseudo-labels by PAMR."""
     suppress_claimed: bool = False
     """Lower the targets of old classes where a new class is claimed; not in the paper (docs/methods.md)."""
+    prior: Literal["learned", "fixed", "none"] = "learned"
+    """What the localizer's old channels are (table 4): learned from the old model's scores, these scores themselves, or
+    a constant zero (our reading of "constant for old classes")."""
+    prior_scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    """Scores that the learned prior copies (table 4)."""
     loss_weights: WilsonLossWeights = WilsonLossWeights()
 
 
@@ -63,7 +68,8 @@ class Wilson(Method):
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
-        self.localizer = Localizer(self.model.backbone.channels, n_classes=self.model.n_classes)
+        n_maps = self.model.n_classes - (0 if self.options.prior == "learned" else self.n_old)
+        self.localizer = Localizer(self.model.backbone.channels, n_classes=n_maps)
 
     @property
     def warm_up_epochs(self) -> int:
@@ -81,11 +87,11 @@ class Wilson(Method):
         with torch.no_grad():
             old_logits = self.old_model.classify(old_body)
             self.localizer.eval()
-            loc_eval = self.localizer(body.detach())
+            loc_eval = self._maps(body.detach(), old_logits)
             self.localizer.train()
         losses = wilson_losses(
             loc_eval=loc_eval,
-            loc_raw=self.localizer(body),
+            loc_raw=self._maps(body, old_logits),
             seg_logits=self.model.classify(body),
             old_logits=old_logits,
             body=body,
@@ -102,8 +108,17 @@ class Wilson(Method):
             pamr_iterations=10 if opt.pamr else 0,
             renormalise=opt.renormalise,
             ngwp_epsilon=opt.ngwp_epsilon,
+            prior_scores=opt.prior_scores,
         )
         return {key: getattr(opt.loss_weights, key) * value for key, value in losses.items()}
+
+    def _maps(self, body: Tensor, old_logits: Tensor) -> Tensor:
+        """Return the localizer's maps (B, C, h, w), old channels as the option ``prior`` says."""
+        maps: Tensor = self.localizer(body)
+        if self.options.prior == "learned":
+            return maps
+        old = old_logits if self.options.prior == "fixed" else torch.zeros_like(old_logits)
+        return torch.cat([old.to(maps.dtype), maps], dim=1)
 
     def _tags(self, states: Tensor) -> Tensor:
         """Return tag states ``(B, n_fg)`` as floats; without ``use_old_tags`` the old columns are unknown."""

@@ -35,6 +35,7 @@ def new_model(config: ModelConfig, class_set: ClassSet, *, seed: int) -> Segment
         head_channels=config.head_channels,
         head_dilations=config.head_dilations,
         classes_per_step=class_set.sizes,
+        classifier=config.classifier,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

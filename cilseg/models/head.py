@@ -20,6 +20,7 @@ class DeepLabV3Head(nn.Module):
     Args:
         pool_window: None: the pooled branch is the global mean. An integer: in evaluation mode it is a sliding
             average of that window with replicate padding, as in the published code (training always pools globally).
+        final_activation: whether the output passes a leaky ReLU; a cosine classifier wants values of both signs.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class DeepLabV3Head(nn.Module):
         out_channels: int = 256,
         dilations: Sequence[int] = (6, 12, 18),
         pool_window: int | None = None,
+        final_activation: bool = True,
     ) -> None:
         super().__init__()
         self.pool_window = pool_window
+        self.final_activation = final_activation
         self.map_convs = nn.ModuleList(
             [nn.Conv2d(in_channels, hidden_channels, 1, bias=False)]
             + [nn.Conv2d(in_channels, hidden_channels, 3, padding=d, dilation=d, bias=False) for d in dilations]
@@ -52,7 +55,8 @@ class DeepLabV3Head(nn.Module):
         out = self.red_conv(F.leaky_relu(self.map_bn(out), LEAKY_SLOPE))
         pooled = self.global_pooling_conv(self._pool(body))
         pooled = self.pool_red_conv(F.leaky_relu(self.global_pooling_bn(pooled), LEAKY_SLOPE))
-        return F.leaky_relu(self.red_bn(out + pooled), LEAKY_SLOPE)
+        out = self.red_bn(out + pooled)
+        return F.leaky_relu(out, LEAKY_SLOPE) if self.final_activation else out
 
     def _pool(self, body: Tensor) -> Tensor:
         if self.training or self.pool_window is None:

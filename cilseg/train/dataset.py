@@ -43,6 +43,7 @@ class TrainingSet:
             method cannot see masks at all.
         tags: ``(N, n_fg)`` int8: 1 present, 0 absent, -1 unknown; None for mask supervision.
         read_saliency: index -> ``(H, W)`` uint8, how much each pixel of the image looks like an object.
+        names: file names of the images without their ending, for files made per image.
         plan: which images form the batches of an epoch; None: a permutation, cut into batches.
     """
 
@@ -53,6 +54,7 @@ class TrainingSet:
     read_mask: ImageReader | None = None
     tags: npt.NDArray[np.int8] | None = None
     read_saliency: ImageReader | None = None
+    names: Sequence[str] | None = None
     plan: BatchPlan | None = None
     _cache: dict[tuple[str, int], npt.NDArray[np.uint8]] = field(default_factory=dict)
     _cached_bytes: int = 0
@@ -60,6 +62,10 @@ class TrainingSet:
     def __post_init__(self) -> None:
         if self.size == 0:
             raise InputError("There is no image to train on. Check the split list or the tag list.")
+
+    def name(self, index: int) -> str:
+        """Return a name for files made from image ``index``: its number, and its own name where it is known."""
+        return f"{index:05d}" + (f"-{self.names[index]}" if self.names else "")
 
     def changed(self, **changes: Any) -> TrainingSet:
         """Return a copy with other fields; decoded files are not shared."""

@@ -52,7 +52,7 @@ def masked_set(
     """
     return TrainingSet(
         size=len(source),
-        read_image=partial(_read_prepared, source.image_paths, preprocessing),
+        read_image=partial(read_prepared, source.image_paths, preprocessing),
         read_mask=partial(_read_mapped, source, class_set, tuple(visible), others, void_as_background, preprocessing),
         transform=_transform(optimiser),
         seed=seed,
@@ -82,7 +82,8 @@ def _read_mapped(
     return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], preprocessing.short_side_px))
 
 
-def _read_prepared(files: tuple[Path, ...], preprocessing: Preprocessing | None, index: int) -> npt.NDArray[np.uint8]:
+def read_prepared(files: Sequence[Path], preprocessing: Preprocessing | None, index: int) -> npt.NDArray[np.uint8]:
+    """Return image ``index`` as the network sees it: resized as ``preprocessing`` says, or at its own size."""
     image = read_image(files[index])
     return image if preprocessing is None else prepare(image, preprocessing)
 
@@ -124,9 +125,10 @@ def tagged_files(
     """
     return TrainingSet(
         size=len(files),
-        read_image=partial(_read_prepared, tuple(files), preprocessing),
+        read_image=partial(read_prepared, tuple(files), preprocessing),
         read_mask=partial(_read_annotation, annotations, preprocessing) if annotations else None,
         tags=states,
+        names=[file.stem for file in files],
         transform=_transform(optimiser),
         seed=seed,
     )
@@ -226,7 +228,7 @@ def _run(
         data = method.prepare(data, stage)
         torch.manual_seed(seed)
         fit(method, data, optimiser, run_dir=run_dir, run_id=run_id, runtime=runtime, resume=resume, on_tick=on_tick)
-    method.finish()
+        method.finish(data, stage)
     shutil.rmtree(run_dir / KEEP, ignore_errors=True)
     (run_dir / KEEP).mkdir()
     method.keep(run_dir / KEEP)

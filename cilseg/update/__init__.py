@@ -3,7 +3,8 @@
 from cilseg.update.base import BaseRequest, train_version
 from cilseg.update.export import ExportResult, export_version
 from cilseg.update.judge import Judgement, validate_version
-from cilseg.update.step import UpdateRequest, UpdateResult, update_version
+from cilseg.update.material import UpdateRequest
+from cilseg.update.step import UpdateResult, update_version
 
 __all__ = [
     "BaseRequest",

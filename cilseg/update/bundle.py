@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from cilseg.bundle import LABELS, MODEL_CARD, GateSet, Manifest, verify_files, w
 from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.source import Source
+from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.models.build import load_model, save_weights
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.registry import Registry, Version
 from cilseg.train.engine import LOG_FILE, RESUME_FILE
 from cilseg.train.environment import environment
+from cilseg.train.steps import KEEP
 
 TAG_LIST_FILE = "tags.json"
+PSEUDO_LABELS_FILE = "pseudo_labels.zip"
 _LOGGER = logging.getLogger(__name__)
 _STAGING = "bundle-"
 
@@ -77,6 +81,8 @@ def register_bundle(
         save_weights(model, directory)
         (directory / LABELS).write_text("".join(f"{n}\n" for n in class_set.names), encoding="utf-8")
         shutil.copyfile(run_dir / LOG_FILE, directory / "train_log.jsonl")
+        for file in sorted((run_dir / KEEP).iterdir()) if (run_dir / KEEP).is_dir() else ():
+            shutil.copyfile(file, directory / file.name)
         if tag_list is not None:
             shutil.copyfile(tag_list, directory / TAG_LIST_FILE)
         manifest = Manifest(
@@ -95,6 +101,19 @@ def register_bundle(
         (directory / MODEL_CARD).write_text(model_card(name, manifest, parent), encoding="utf-8")
         write_manifest(directory, manifest)
         return registry.register(name, directory)
+
+
+def attach_pseudo_labels(registry: Registry, version: Version, run_dir: Path) -> None:
+    """Attach the pseudo-labels that a two-stage method left in ``run_dir``, if it did, as one archive."""
+    folder = run_dir / PSEUDO_LABELS
+    if not folder.is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=_STAGING) as temporary:
+        path = Path(temporary) / PSEUDO_LABELS_FILE
+        with zipfile.ZipFile(path, "w") as archive:  # PNGs are compressed already
+            for file in sorted(folder.glob("*.png")):
+                archive.write(file, file.name)
+        registry.attach(version, PSEUDO_LABELS_FILE, path, kind="pseudo-labels")
 
 
 def _finished_at(run_dir: Path) -> str:

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from cilseg.classes import ClassSet
-from cilseg.config import Config
-from cilseg.data.check import check_images, check_source
-from cilseg.data.source import open_source
-from cilseg.data.taglist import TagList, check_trainable, load_tag_list
-from cilseg.errors import FaultCollector, InputError, did_you_mean
+from cilseg.data.check import check_source
+from cilseg.errors import InputError
 from cilseg.evaluate.run import Progress as OnImage
 from cilseg.methods import method_class
 from cilseg.registry import Registry, Version
-from cilseg.train.dataset import TrainingSet
 from cilseg.train.engine import OnTick
-from cilseg.train.steps import masked_set, run_id_of, tagged_set, train_increment
-from cilseg.update.bundle import announce, model_of, register_bundle
+from cilseg.train.steps import run_id_of, train_increment
+from cilseg.update.bundle import announce, attach_pseudo_labels, model_of, register_bundle
 from cilseg.update.judge import Judgement, open_gate_set, validate_version
+from cilseg.update.material import Material, UpdateRequest, check_supervision, gather
 
 CANDIDATE = "candidate"
-
-
-@dataclass(frozen=True)
-class UpdateRequest:
-    """What ``cilseg update`` is asked for: tags for a tag method, masks (``data``, ``classes``) for a mask method."""
-
-    config: Config
-    parent: str | None = None
-    tags: Path | None = None
-    image_root: Path | None = None
-    untagged: str | None = None
-    data: Path | None = None
-    split: str = "train"
-    labels: str | None = None
-    classes: Sequence[str] = ()
-    name: str | None = None
-    """Register the result under another name than the parent's."""
-    gate: bool = True
-    """Ask the gate afterwards; else the candidate is registered unjudged."""
-    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,19 +25,6 @@ class UpdateResult:
     candidate: Version
     parent: Version
     judgement: Judgement
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A checked request: what is trained on, and what it is recorded as."""
-
-    parent: Version
-    class_set: ClassSet
-    data: TrainingSet
-    identity: dict[str, Any]
-    """What makes the run the same run, beside parent, settings and seed."""
-    fingerprint: dict[str, Any]
-    tag_list: Path | None = None
 
 
 def update_version(
@@ -79,12 +39,11 @@ def update_version(
         TrainingError: the loss is not finite.
     """
     config = request.config
-    method = method_class(config.update.method)
-    _check_supervision(request, tags=method.supervision == "tags")
+    check_supervision(request, method_class(config.update.method))
     parent = registry.resolve(request.parent)
     registry.check_target(request.name or parent.name)
     old_model = model_of(parent)
-    step = _from_tags(parent, request) if method.supervision == "tags" else _from_masks(parent, request)
+    step = gather(parent, request)
     if request.gate:
         _check_gate_set(step)
     run_id = run_id_of(
@@ -107,6 +66,7 @@ def update_version(
         run_id=run_id,
         resume=request.resume,
         on_tick=on_tick,
+        inputs=step.inputs,
     )
     candidate = register_bundle(
         registry,
@@ -119,8 +79,9 @@ def update_version(
         gate_set=parent.manifest.gate_set,
         run_dir=run_dir,
         parent=parent,
-        tag_list=step.tag_list,
+        tag_list=step.tag_list.path if step.tag_list else None,
     )
+    attach_pseudo_labels(registry, candidate, run_dir)
     # Two candidates of one parent may give an id two names; nothing is served from this alias.
     why = f"result of update from {parent.ref}"
     registry.promote(candidate.ref, alias=CANDIDATE, why=why, class_change=True)
@@ -131,93 +92,7 @@ def update_version(
     return UpdateResult(registry.resolve(candidate.ref), parent, judgement)
 
 
-def _check_supervision(request: UpdateRequest, *, tags: bool) -> None:
-    name = request.config.update.method
-    faults = FaultCollector(f"Method {name!r} learns from {'tags' if tags else 'masks'}")
-    if tags:
-        if request.tags is None:
-            faults.add('give --tags FILE ({"a.jpg": ["cow"], "b.jpg": []} is a valid file)')
-        if request.data is not None or request.classes:
-            faults.add("it takes no --data and no --classes: it never sees masks, and the tag list names its classes")
-        other = "With masks, use --method ft or joint, --data DIR and --classes NEW,..."
-    else:
-        if request.tags is not None:
-            faults.add("it takes no --tags")
-        if request.data is None:
-            faults.add("give --data DIR (images and masks)")
-        if not request.classes:
-            faults.add("give --classes NEW,... (what to learn from the masks)")
-        other = "With image tags only, use --method wilson --tags FILE."
-    faults.raise_if_any(other)
-
-
-def check_tags(parent: Version, request: UpdateRequest) -> TagList:
-    """Return the tag list of ``request``, checked against the parent; every image of it was decoded."""
-    assert request.tags is not None
-    tag_list = load_tag_list(
-        request.tags, class_set=parent.manifest.class_set, image_root=request.image_root, untagged=request.untagged
-    )
-    check_images([image.file for image in tag_list.images], what=f"Tag list {tag_list.path}")
-    return tag_list
-
-
-def _from_tags(parent: Version, request: UpdateRequest) -> _Step:
-    tag_list = check_tags(parent, request)
-    check_trainable(tag_list)
-    class_set = tag_list.extended(parent.manifest.class_set)
-    return _Step(
-        parent,
-        class_set,
-        tagged_set(
-            tag_list,
-            class_set,
-            request.config.update.optimiser,
-            seed=request.config.seed,
-            preprocessing=parent.manifest.preprocessing,
-        ),
-        identity={
-            "tags": tag_list.sha256,
-            "files": [(image.file.name, image.file.stat().st_size) for image in tag_list.images],
-            "untagged": tag_list.untagged,
-        },
-        fingerprint={"images": len(tag_list), "tags_sha256": tag_list.sha256, "untagged": tag_list.untagged},
-        tag_list=tag_list.path,
-    )
-
-
-def _from_masks(parent: Version, request: UpdateRequest) -> _Step:
-    assert request.data is not None
-    config, old = request.config, parent.manifest.class_set
-    source = open_source(request.data, split=request.split, label_names=request.labels)
-    named = [name for value, name in sorted(source.label_names.items()) if value]
-    faults = FaultCollector("--classes")
-    for name in request.classes:
-        if name in old.names:
-            faults.add(f"{name!r} is a class of {parent.ref} already; name only new ones")
-        elif name not in named:
-            faults.add(f"{name!r} is no class of {request.data}.{did_you_mean(name, named)}")
-    faults.raise_if_any(f"The data names: {', '.join(named)}. {parent.ref} knows: {', '.join(old.foreground)}.")
-    class_set = old.extend(list(request.classes), step=old.last_step + 1)
-    check_source(source, class_set=class_set, needed=request.classes)
-    visible = class_set.foreground if config.update.method == "joint" else tuple(request.classes)
-    fingerprint = source.fingerprint()
-    return _Step(
-        parent,
-        class_set,
-        masked_set(
-            source,
-            class_set,
-            config.update.optimiser,
-            visible=visible,
-            seed=config.seed,
-            preprocessing=parent.manifest.preprocessing,
-        ),
-        identity={"data": fingerprint, "classes": class_set.names},
-        fingerprint=dict(fingerprint),
-    )
-
-
-def _check_gate_set(step: _Step) -> None:
+def _check_gate_set(step: Material) -> None:
     """Read the images that will judge the candidate now, instead of after hours of training."""
     gate_set = step.parent.manifest.gate_set
     if gate_set is None:

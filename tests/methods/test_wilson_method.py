@@ -149,6 +149,7 @@ class TestTags:
         ({"pamr": False}, {"sss"}),
         ({"encoder_sum": True}, {"enc"}),
         ({"ngwp_epsilon": 0.1}, {"cls"}),
+        ({"prior_scores": "softmax"}, {"loc"}),
         ({"loss_weights": {}}, set()),
     ],
 )
@@ -168,6 +169,26 @@ def test_a_loss_weight_scales_its_loss_alone(losses, key):
         weighted = losses(loss_weights={key: factor})
         torch.testing.assert_close(weighted[key], factor * plain[key])
         assert changed(weighted, plain) == {key}
+
+
+@pytest.mark.parametrize("prior", ["fixed", "none"])
+def test_a_prior_that_is_not_learned(images, prior):
+    """The old channels are the old model's scores or a constant; the localizer brings maps of new classes alone."""
+    parent = SegmentationModel(
+        Architecture(backbone="test_resnet", output_stride=8, head_channels=8, head_dilations=(1,), classes_per_step=(3,)),
+        Preprocessing(mean=(128.0, 128.0, 128.0), std=(64.0, 64.0, 64.0)),
+    )
+    method = Wilson(StepContext(parent.extended(2), parent, UpdateConfig(wilson={"prior": prior}))).train()
+    assert method.localizer[-1].out_channels == 2
+    body, old_body = method.two_bodies({"image": images})
+    old = method.old_model.classify(old_body)
+    maps = method._maps(body, old)
+    assert maps.shape[1] == 5
+    assert torch.equal(maps[:, :3], old if prior == "fixed" else torch.zeros_like(old))
+    found = method({"image": images, "tags": TAGS}, AFTER_WARM_UP)
+    assert all(value.isfinite() for value in found.values())
+    sum(found.values()).backward()
+    assert method.localizer[0].weight.grad.any()
 
 
 @pytest.mark.parametrize("stages", [0, 2])

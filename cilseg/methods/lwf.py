@@ -1,0 +1,89 @@
+"""Plain distillation: LwF, LwF-MC and ILT, the siblings that the papers compare with."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from cilseg.losses.distillation import knowledge_distillation, sigmoid_distillation
+from cilseg.losses.pixel import bce_with_ignore, cross_entropy
+from cilseg.losses.wilson import encoder_distillation
+from cilseg.methods.base import Method, Options
+from cilseg.train.dataset import Batch
+
+
+class LwfOptions(Options):
+    """Weight of the output distillation."""
+
+    kd_weight: float = Field(default=100.0, ge=0)
+
+
+class Lwf(Method):
+    """Cross-entropy on the new masks plus soft-max distillation of the old channels."""
+
+    name = "lwf"
+    supervision = "masks"
+    idea = "the old channels keep the old model's soft-max"
+    paper = "Li and Hoiem, ECCV 2016, as in Cermelli et al., CVPR 2020"
+    options_type = LwfOptions
+    options: LwfOptions
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        found = self.answers(batch)
+        logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
+        return {
+            "ce": cross_entropy(logits, batch["mask"]),
+            "kd": self.options.kd_weight * knowledge_distillation(logits, old),
+        }
+
+
+class LwfMcOptions(Options):
+    """Weight of the distillation, before the factor of the number of old channels."""
+
+    kd_weight: float = Field(default=10.0, ge=0)
+
+
+class LwfMc(Method):
+    """One binary classifier per class; the old ones keep the old model's sigmoid."""
+
+    name = "lwf-mc"
+    supervision = "masks"
+    idea = "binary classifiers; the old channels keep the old model's sigmoid"
+    paper = "Rebuffi et al., CVPR 2017, as in Cermelli et al., CVPR 2020"
+    options_type = LwfMcOptions
+    options: LwfMcOptions
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        found = self.answers(batch)
+        logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
+        return {
+            "bce": bce_with_ignore(logits, batch["mask"]).mean(),
+            "kd": self.options.kd_weight * self.n_old * sigmoid_distillation(logits, old),
+        }
+
+
+class IltOptions(Options):
+    """Weights of the two distillations."""
+
+    kd_weight: float = Field(default=100.0, ge=0)
+    body_weight: float = Field(default=100.0, ge=0)
+
+
+class Ilt(Method):
+    """LwF plus distillation of the body features."""
+
+    name = "ilt"
+    supervision = "masks"
+    idea = "LwF, and the body features stay near the old ones"
+    paper = "Michieli and Zanuttigh, ICCV workshops 2019, as in Cermelli et al., CVPR 2020"
+    options_type = IltOptions
+    options: IltOptions
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        found = self.answers(batch)
+        logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
+        return {
+            "ce": cross_entropy(logits, batch["mask"]),
+            "kd": self.options.kd_weight * knowledge_distillation(logits, old),
+            "body": self.options.body_weight * encoder_distillation(found.body, found.old_body),
+        }
