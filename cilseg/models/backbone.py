@@ -63,6 +63,8 @@ class Backbone(nn.Module):
         self.name = name
         self.output_stride = output_stride
         self.channels: int = info.channels()[-1]
+        self.level_channels: tuple[int, ...] = tuple(info.channels())  # of stage_features
+        self.level_strides: tuple[int, ...] = tuple(info.reduction())
         self.frozen_parts = 0
         use_subgrid_convolutions(self.net)
 
@@ -78,6 +80,13 @@ class Backbone(nn.Module):
         if type(self.net).__name__ == "FeatureListNet":  # ResNet and most others
             return list(self.net.named_children())
         return []
+
+    def _level_parts(self) -> list[int]:
+        """Indices into ``parts`` of the feature levels that timm lists; empty where the network is no sequence."""
+        names = [name for name, _ in self._named_parts()]
+        info: Any = self.net.feature_info
+        levels = info.get_dicts() if names else []
+        return [d["stage"] if "stage" in d else names.index(d["module"].replace(".", "_")) for d in levels]
 
     def freeze(self, stages: int) -> None:
         """Freeze the stem and the first ``stages`` stages: no gradient, norm layers keep their statistics.
@@ -126,6 +135,80 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.suffix(self.prefix(x))
+
+    def stage_features(self, x: Tensor) -> list[Tensor]:
+        """Map normalised images ``(B, 3, H, W)`` to the features of every level; the last are the body features.
+
+        Level i has ``level_channels[i]`` channels at stride ``level_strides[i]`` (where dilation replaces a stride, two
+        levels share one). Frozen parts run without gradient.
+        """
+        levels = self._level_parts()
+        if not levels:
+            return list(self.net(x))
+        features = []
+        for index, part in enumerate(self.parts()):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.frozen_parts):
+                x = part(x)
+            if index in levels:
+                features.append(x)
+        return features
+
+    def pod_taps(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Map normalised images ``(B, 3, H, W)`` to what pooled distillation compares, and the body features.
+
+        One tap per level whose stage is not frozen: the residual sum before the last activation where the stage ends
+        in one (ResNet), else the stage's output (MobileNet's linear bottleneck). Source: PLOP, CVPR 2021, section 3.2.
+
+        Raises:
+            InputError: the network is no plain sequence.
+        """
+        levels = self._level_parts()
+        if not levels:
+            raise InputError(
+                f"Backbone {self.name!r} is no sequence of stages, so that they cannot be compared one by one; choose "
+                "a network such as resnet18 or mobilenetv2_100."
+            )
+        taps = []
+        x = self.prefix(x)
+        for index, (name, part) in enumerate(self._named_parts()):
+            if index < self.frozen_parts:
+                continue
+            if index in levels and _STAGE_NAME.match(name):
+                tap, x = _run_and_tap(part, x)
+                taps.append(tap)
+            else:
+                x = part(x)
+        return taps, x
+
+
+def _run_and_tap(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the input of the activation that ends ``stage`` (its output where none does), and its output."""
+    block = stage
+    while children := list(block.children()):
+        if any(hasattr(block, name) for name in ("act2", "act3")):
+            break
+        block = children[-1]
+    activation = getattr(block, "act3", None) or getattr(block, "act2", None)
+    if not isinstance(activation, nn.Module):
+        out = stage(x)
+        return out, out
+    passed: list[Tensor] = []
+
+    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        passed[:] = [inputs[0]]
+        return (inputs[0].clone(),)  # an activation in place must not spoil the tap
+
+    def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        passed.append(output)
+
+    hooks = (activation.register_forward_pre_hook(before), activation.register_forward_hook(after))
+    try:
+        out = stage(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ends_in_it = len(passed) == 2 and passed[1] is out
+    return (passed[0] if ends_in_it else out), out
 
 
 def load_weights(backbone: Backbone, weights: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cilseg.errors import ArtifactError, InputError, NotFoundError
 from cilseg.models.backbone import Backbone, load_weights, normalisation_of, timm  # timm behind the guard
@@ -72,6 +73,70 @@ def test_frozen_parts_get_no_gradient_and_keep_their_statistics(name):
 def test_refusals(name, stride, message):
     with pytest.raises(InputError, match=message):
         Backbone(name, output_stride=stride)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "test_convnext"])
+@pytest.mark.parametrize("frozen", [-1, 1, 2])
+def test_features_of_every_level(name, frozen):
+    torch.manual_seed(0)
+    backbone = Backbone(name, output_stride=16).eval()
+    backbone.freeze(frozen)
+    features = backbone.stage_features(IMAGES)
+    with torch.no_grad():
+        for ours, timms in zip(features, backbone.net(IMAGES), strict=True):
+            assert torch.equal(ours, timms)
+        assert torch.equal(features[-1], backbone(IMAGES))
+    for level, channels, stride in zip(features, backbone.level_channels, backbone.level_strides, strict=True):
+        assert level.shape == (2, channels, 64 // stride, 96 // stride)
+    # A level carries a gradient from the first one on that a trainable part made.
+    has_gradient = [level.requires_grad for level in features]
+    assert has_gradient == sorted(has_gradient)
+    assert has_gradient[-1]
+    assert all(has_gradient) == (frozen < 0)
+    features[-1].sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(("name", "n_taps"), [("resnet18", 4), ("mobilenetv2_100", 5), ("test_convnext", 4)])
+def test_taps_for_pooled_distillation(name, n_taps):
+    torch.manual_seed(0)
+    backbone = Backbone(name, output_stride=16).eval()
+    for key, parameter in backbone.named_parameters():
+        if "bn" in key and key.endswith("weight"):
+            nn.init.ones_(parameter)  # timm starts the last norm of a residual branch at zero
+    levels = backbone.stage_features(IMAGES)[-n_taps:]
+    taps, body = backbone.pod_taps(IMAGES)
+    assert torch.equal(body, levels[-1])
+    assert len(taps) == n_taps
+    for tap, level in zip(taps, levels, strict=True):
+        if name == "resnet18":  # the sum has the sign that the activation takes away
+            assert (tap < 0).any()
+            assert torch.equal(tap.relu(), level)
+        else:
+            assert torch.equal(tap, level)
+    sum(tap.square().mean() for tap in taps).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+    # Nothing is left behind that would change a later pass.
+    assert torch.equal(backbone(IMAGES), body)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet18", 2), ("mobilenetv2_100", 3)])
+def test_frozen_stages_have_no_tap(name, expected):
+    backbone = Backbone(name, output_stride=16).eval()
+    backbone.freeze(2)
+    with torch.no_grad():
+        taps, body = backbone.pod_taps(IMAGES)
+        assert len(taps) == expected
+        assert torch.equal(body, backbone(IMAGES))
+
+
+def test_a_network_that_is_no_sequence_has_levels_but_no_taps():
+    backbone = Backbone("hrnet_w18_small", output_stride=32).eval()
+    with torch.no_grad():
+        assert torch.equal(backbone.stage_features(IMAGES)[-1], backbone(IMAGES))
+        with pytest.raises(InputError, match="'hrnet_w18_small' is no sequence of stages"):
+            backbone.pod_taps(IMAGES)
 
 
 def test_too_many_frozen_stages():

@@ -31,6 +31,15 @@ def test_stored_rates(reference):
     assert schedules == {"poly", "warmup"}
 
 
+def test_rates_of_the_tag_baselines(reference):
+    """The optimiser of SEAM and EPS. Its class hands the weight decay to SGD's positional momentum argument, so that it
+    trains with a momentum of 5e-4; that is not taken over. Beyond its last step it holds the last rate, ours is 0."""
+    arrays = reference("poly_optimizer")
+    total = int(arrays["max_step"])
+    factors = [lr_factor(t, total_iterations=total) for t in range(total)]
+    np.testing.assert_allclose(np.outer(factors, arrays["base_lr"]), arrays["lr_used"][:total], rtol=1e-9)
+
+
 def test_the_end_and_beyond():
     assert lr_factor(10, total_iterations=10) == 0
     assert lr_factor(11, total_iterations=10, schedule="warmup", hold_iterations=50) == 0
