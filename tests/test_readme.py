@@ -22,6 +22,7 @@ from typer.main import get_command
 from cilseg import errors
 from cilseg.cli.main import app
 from cilseg.config import Config, load_config
+from cilseg.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -202,7 +203,8 @@ def test_the_configuration_page_has_every_key_with_its_default() -> None:
     rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `([^`]*)` \| (\S.*) \|$", page, re.MULTILINE)
     told = {key: yaml.safe_load(default) for key, default, _ in rows}
     assert len(told) == len(rows)
-    assert told == dict(_leaves(Config()))
+    options = [leaf for name, method in METHODS.items() for leaf in _leaves(method.options_type(), f"update.{name}.")]
+    assert told == dict(_leaves(Config())) | dict(options)
 
 
 def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -213,11 +215,10 @@ def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-def test_the_methods_page_has_every_option_of_wilson() -> None:
+def test_the_methods_page_has_every_method() -> None:
     page = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `([a-z_]+)` \| (?:\S+|all 1) \| ", page, re.MULTILINE)) >= set(
-        WilsonConfig.model_fields
-    )
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert {name: rows[name].strip() for name in METHODS} == {n: m.supervision for n, m in METHODS.items()}
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

@@ -36,4 +36,6 @@ def command(
         print_json({"folder": str(found.folder), "labels": found.labels, "contact_sheet": str(found.sheet)})
         return
     typer.echo(f"{found.labels} label images in {found.folder}")
-    typer.echo(f"Contact sheet: {found.sheet}" + ("" if image_root else " (labels alone; --image-root DIR adds images)"))
+    typer.echo(
+        f"Contact sheet: {found.sheet}" + ("" if image_root else " (labels alone; --image-root DIR adds images)")
+    )

@@ -40,7 +40,9 @@ def command(
     parent: Annotated[
         str | None, typer.Option("--from", metavar="REF", help="Version to start from; default: the served one.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="How to learn; `cilseg methods` lists them.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="NAME", help="How to learn; `cilseg methods` lists them.")
+    ] = None,
     untagged: Annotated[
         str | None, typer.Option("--untagged", metavar="absent|unknown", help="What an unnamed new class means.")
     ] = None,

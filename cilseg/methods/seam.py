@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from cilseg.config import OptimiserConfig
-from cilseg.losses.affinity import affinity_losses, affinity_matrix, affinity_targets, pair_affinity, random_walk
+from cilseg.losses.affinity import affinity_loss, affinity_matrix, affinity_targets, pair_affinity, random_walk
 from cilseg.losses.label_making import background_of, merge_passes, over_range, seam_labels, sure_labels
 from cilseg.losses.seam import seam_losses
-from cilseg.methods.base import Stage, StepContext
-from cilseg.methods.two_stage import TwoStage, TwoStageOptions, WeakNetwork
+from cilseg.methods.base import Stage
+from cilseg.methods.two_stage import Labeller, TwoStage, TwoStageOptions, WeakNetwork
 from cilseg.models.weak import AffinityHead, SeamHead
 from cilseg.train.dataset import Batch, TrainingSet
 
@@ -25,7 +27,11 @@ class SeamOptions(TwoStageOptions):
     small_scale: float = Field(default=0.3, gt=0, lt=1)
     """Size of the second view."""
     random_walk: bool = False
-    """Train AffinityNet on the sure pixels of the maps and let them walk along its affinities."""
+    """Train AffinityNet on the sure pixels of the maps and let the maps walk along its affinities (Ahn and Kwak)."""
+    affinity: OptimiserConfig = OptimiserConfig(epochs=8, lr_body=0.001, lr_head=0.01, weight_decay=5e-4)
+    """Training of AffinityNet."""
+    radius: int = Field(default=5, ge=2)
+    """Pairs of cells closer than this have an affinity."""
 
 
 class SeamNetwork(WeakNetwork):
@@ -69,10 +75,53 @@ class SeamNetwork(WeakNetwork):
     def class_maps(self, image: Tensor) -> Tensor:
         return self._maps(image)[1].float()[:, 1:]
 
-    def label(self, passes: list[Tensor], tags: Tensor, image: Tensor) -> Tensor:
+    def merged(self, passes: list[Tensor], image: Tensor) -> Tensor:
+        """Merge the maps of all passes at the size of the image, (1, n_new, H, W)."""
         size_hw = (image.shape[-2], image.shape[-1])
-        maps = merge_passes(passes, size_hw=size_hw, mirrored=self.mirrored(passes))
-        return seam_labels(maps, tags[None], background=self.options.threshold)[0]
+        return merge_passes(passes, size_hw=size_hw, mirrored=self.mirrored(passes))
+
+    def label(self, passes: list[Tensor], tags: Tensor, image: Tensor) -> Tensor:
+        return seam_labels(self.merged(passes, image), tags[None], background=self.options.threshold)[0]
+
+    def scores(self, image: Tensor, tags: Tensor) -> Tensor:
+        """Return the maps of tagged classes over their range, (1, n_new, H, W) in 0 .. 1."""
+        maps = over_range(self.merged(self.passes(image, scales=self.options.scales), image))
+        return maps * (tags > 0)[None, :, None, None]
+
+    def sure(self, image: Tensor, tags: Tensor) -> npt.NDArray[np.uint8]:
+        """Label what is sure, void elsewhere."""
+        return self.channel_ids(sure_labels(self.scores(image, tags))[0])
+
+
+class AffinityNetwork(WeakNetwork):
+    """AffinityNet on the parent's features: how alike two nearby cells are."""
+
+    options: SeamOptions
+
+    def build_decoder(self) -> AffinityHead:
+        first, second, last = self.model.backbone.level_channels[-3:]
+        return AffinityHead((first, second, last))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) on 0-255 to features (B, D, h, w)."""
+        found: Tensor = self.decoder(self.model.backbone.stage_features(self.model.normalise(image))[-3:])
+        return found
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        features = self.features(batch["image"])
+        small = F.interpolate(batch["mask"][:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0]
+        radius = self.options.radius
+        targets = affinity_targets(small.long(), radius=radius)
+        return {"affinity": affinity_loss(pair_affinity(features, radius=radius), targets)}
+
+    @torch.no_grad()
+    def walk(self, maps: Tensor, image: Tensor) -> Tensor:
+        """Let maps (1, n_new, H, W) and their background walk; return (1, n_new + 1, H, W)."""
+        features = self.features(image)
+        both = torch.cat([background_of(maps, power=6.0), maps], dim=1)
+        small = F.adaptive_avg_pool2d(both, features.shape[-2:])
+        walked = random_walk(small, affinity_matrix(features, radius=self.options.radius))
+        return F.interpolate(walked, size=maps.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class Seam(TwoStage):
@@ -84,3 +133,17 @@ class Seam(TwoStage):
     options_type = SeamOptions
     options: SeamOptions
     weak_type = SeamNetwork
+
+    def labeller(self, weak: WeakNetwork, data: TrainingSet, stage: Stage) -> Labeller:
+        assert isinstance(weak, SeamNetwork)
+        if not self.options.random_walk:
+            return super().labeller(weak, data, stage)
+        sure = data.changed(read_mask=self.write_labels("sure_labels", weak.sure, data, stage))
+        affinity = AffinityNetwork(self.old_model, self.options, n_new=weak.n_new)
+        stage.fit("affinity", affinity, sure, self.options.affinity)
+        affinity.to(stage.device).eval()
+
+        def label(image: Tensor, tags: Tensor) -> npt.NDArray[np.uint8]:
+            return weak.channel_ids(affinity.walk(weak.scores(image, tags), image).argmax(dim=1)[0])
+
+        return label

@@ -34,9 +34,7 @@ class SsNetwork(WeakNetwork):
         backbone = self.model.backbone
         shallow = backbone.level_strides.index(4)
         self.shallow = shallow
-        return SsDecoder(
-            backbone.channels, shallow_channels=backbone.level_channels[shallow], n_foreground=self.n_new
-        )
+        return SsDecoder(backbone.channels, shallow_channels=backbone.level_channels[shallow], n_foreground=self.n_new)
 
     def _logits(self, image: Tensor) -> Tensor:
         levels = self.model.backbone.stage_features(self.model.normalise(image))

@@ -8,6 +8,7 @@ output per new class, and its labels are masked by the tags, as the labels of tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +25,10 @@ from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.losses.distillation import icarl_loss
 from cilseg.methods.base import Method, Options, Stage, StepContext, _group
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch, TrainingSet
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet
 from cilseg_serve.images import read_mask, write_mask
+
+Labeller = Callable[[Tensor, Tensor], npt.NDArray[np.uint8]]
 
 PSEUDO_LABELS = "pseudo_labels"
 """Folder of a run with one PNG per training image: channel ids, 255 undecided."""
@@ -101,14 +104,22 @@ class WeakNetwork(Method):
     @torch.no_grad()
     def pseudo_label(self, image: Tensor, tags: Tensor, *, scales: tuple[float, ...]) -> npt.NDArray[np.uint8]:
         """Label one image (1, 3, H, W) on 0-255 with channel ids, (H, W) uint8."""
+        return self.channel_ids(self.label(self.passes(image, scales=scales), tags, image))
+
+    @torch.no_grad()
+    def passes(self, image: Tensor, *, scales: tuple[float, ...]) -> list[Tensor]:
+        """Return the maps of one image (1, 3, H, W) at every scale, as it is and mirrored."""
         height, width = image.shape[-2:]
-        passes = []
+        found = []
         for scale in scales:
             size = (max(32, round(scale * height)), max(32, round(scale * width)))
             resized = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
             both = self.class_maps(torch.cat([resized, resized.flip(3)])).float()
-            passes += [both[:1], both[1:]]
-        labels = self.label(passes, tags, image)
+            found += [both[:1], both[1:]]
+        return found
+
+    def channel_ids(self, labels: Tensor) -> npt.NDArray[np.uint8]:
+        """Map labels (H, W), k the k-th new class, to channel ids; background and undecided stay."""
         shifted = torch.where((labels > 0) & (labels != VOID_ID), labels + self.first_new, labels)
         return shifted.to(torch.uint8).cpu().numpy()
 
@@ -125,31 +136,40 @@ class TwoStage(Method):
         assert data.tags is not None
         weak = self.weak_type(self.old_model, self.options, n_new=self.model.n_classes - self.n_old)
         stage.fit("weak", weak, self.weak_data(data, stage), self.options.weak)
-        folder = stage.run_dir / PSEUDO_LABELS
-        folder.mkdir(exist_ok=True)
-        files = [folder / f"{data.name(index)}.png" for index in range(data.size)]
-        palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
         weak.to(stage.device).eval()
-        for index, file in enumerate(files):
-            if file.is_file():
-                continue
-            mask = self._label(weak, data, index, stage)
-            write_mask(file, mask, palette)
-        return data.changed(read_mask=partial(_read_label, tuple(files)), tags=None, read_saliency=None)
+        read_mask = self.write_labels(PSEUDO_LABELS, self.labeller(weak, data, stage), data, stage)
+        return data.changed(read_mask=read_mask, tags=None, read_saliency=None)
 
     def weak_data(self, data: TrainingSet, stage: Stage) -> TrainingSet:  # noqa: ARG002
         """Return what stage 1 trains on; by default the step's images and tags."""
         return data
 
-    def _label(self, weak: WeakNetwork, data: TrainingSet, index: int, stage: Stage) -> npt.NDArray[np.uint8]:
+    def labeller(self, weak: WeakNetwork, data: TrainingSet, stage: Stage) -> Labeller:  # noqa: ARG002
+        """Return what labels an image (1, 3, H, W) with its tags (n_new,) once stage 1 is trained."""
+        return partial(weak.pseudo_label, scales=self.options.scales)
+
+    def write_labels(self, name: str, labeller: Labeller, data: TrainingSet, stage: Stage) -> ImageReader:
+        """Label every image into ``run_dir / name``, files that are there already left as they are; return a reader.
+
+        An image without any new class is background without asking.
+        """
         assert data.tags is not None
-        image = data.read_image(index)
-        tags = torch.from_numpy(data.tags[index, weak.first_new :]).to(stage.device)
-        if not (tags > 0).any():
-            return np.zeros(image.shape[:2], dtype=np.uint8)
-        batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(stage.device)
-        with stage.autocast():
-            return weak.pseudo_label(batch, tags, scales=self.options.scales)
+        folder = stage.run_dir / name
+        folder.mkdir(exist_ok=True)
+        files = tuple(folder / f"{data.name(index)}.png" for index in range(data.size))
+        palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
+        for index, file in enumerate(files):
+            if file.is_file():
+                continue
+            image = data.read_image(index)
+            tags = torch.from_numpy(data.tags[index, self.n_old - 1 :]).to(stage.device)
+            mask = np.zeros(image.shape[:2], dtype=np.uint8)
+            if (tags > 0).any():
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(stage.device)
+                with stage.autocast():
+                    mask = labeller(pixels, tags)
+            write_mask(file, mask, palette)
+        return partial(_read_label, files)
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)

@@ -85,8 +85,10 @@ def gather(parent: Version, request: UpdateRequest) -> Material:
     """
     method = method_class(request.config.update.method)
     check_supervision(request, method)
-    material = _from_tag_list(parent, request, method) if method.supervision in _FROM_TAGS else _from_masks(
-        parent, request, method
+    material = (
+        _from_tag_list(parent, request, method)
+        if method.supervision in _FROM_TAGS
+        else _from_masks(parent, request, method)
     )
     return _with_inputs(material, request)
 

@@ -65,7 +65,9 @@ def extract_pseudo_labels(
     except (zipfile.BadZipFile, OSError) as exc:
         raise ArtifactError(f"The pseudo-labels of {version.ref} cannot be unpacked: {exc}.") from exc
     files = [folder / name for name in sorted(names)]
-    images = {p.stem: p for p in sorted(image_root.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES} if image_root else {}
+    images = (
+        {p.stem: p for p in sorted(image_root.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES} if image_root else {}
+    )
     return _draw_sheet(version, folder, files, images)
 
 

@@ -175,7 +175,9 @@ def test_a_loss_weight_scales_its_loss_alone(losses, key):
 def test_a_prior_that_is_not_learned(images, prior):
     """The old channels are the old model's scores or a constant; the localizer brings maps of new classes alone."""
     parent = SegmentationModel(
-        Architecture(backbone="test_resnet", output_stride=8, head_channels=8, head_dilations=(1,), classes_per_step=(3,)),
+        Architecture(
+            backbone="test_resnet", output_stride=8, head_channels=8, head_dilations=(1,), classes_per_step=(3,)
+        ),
         Preprocessing(mean=(128.0, 128.0, 128.0), std=(64.0, 64.0, 64.0)),
     )
     method = Wilson(StepContext(parent.extended(2), parent, UpdateConfig(wilson={"prior": prior}))).train()
