@@ -30,6 +30,8 @@ VERBS = {
     "scenes": "scenes",
     "doctor": "doctor",
 }
+# group -> module in cilseg.cli; each has a typer `app` with sub-commands.
+GROUPS = {"bench": "bench"}
 
 # package -> extra of pyproject.toml that brings it
 _EXTRA_OF = {
@@ -81,6 +83,11 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 for _verb, _module in VERBS.items():
     app.command(_verb)(_interruptible(importlib.import_module(f"cilseg.cli.{_module}").command))
+for _group, _module in GROUPS.items():
+    _sub = importlib.import_module(f"cilseg.cli.{_module}").app
+    for _command in _sub.registered_commands:
+        _command.callback = _interruptible(_command.callback)
+    app.add_typer(_sub, name=_group)
 
 
 def run() -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cilseg.classes import BACKGROUND, VOID_ID, normalise_name
 from cilseg.errors import FaultCollector, InputError, did_you_mean
 
-Rule = Literal["overlap", "disjoint"]
+Rule = Literal["overlap", "disjoint", "partitioned"]
 Mode = Literal["train", "train_nomask", "val", "test"]
 """``train``: labels of the current step alone; ``train_nomask``: of all seen classes; ``val``, ``test``: the same, and
 void stays void."""
@@ -32,7 +32,8 @@ class IncrementalProtocol:
         class_order: foreground class names in the order in which they are learned.
         step_sizes: number of classes per step; the base step is step 0.
         rule: ``overlap``: step ``t`` sees the images with at least one class of ``K_t``. ``disjoint``: of these, the
-            ones without any class of a later step.
+            ones without any class of a later step. ``partitioned``: every image belongs to exactly one step, the first
+            one of which it shows a class; images with classes of several steps train the earliest of them.
 
     Raises:
         InputError: names empty, repeated or not normalised, sizes that do not add up, an unknown rule; every fault in
@@ -67,7 +68,8 @@ class IncrementalProtocol:
             faults.add("no classes")
         if self.rule not in get_args(Rule):
             faults.add(f"unknown rule {self.rule!r}.{did_you_mean(str(self.rule), get_args(Rule))}")
-        faults.raise_if_any("Name every foreground class once, give sizes that add up, and 'overlap' or 'disjoint'.")
+        rules = ", ".join(get_args(Rule))
+        faults.raise_if_any(f"Name every foreground class once, give sizes that add up, and one rule of {rules}.")
 
     @property
     def n_steps(self) -> int:
@@ -110,13 +112,17 @@ class IncrementalProtocol:
 
         Returns:
             One tuple of positions in ``tags`` per step. With ``overlap`` an image may be in several steps, with
-            ``disjoint`` in one at most.
+            ``disjoint`` and ``partitioned`` in one at most.
         """
         steps: list[tuple[int, ...]] = []
         for step in range(self.n_steps):
             wanted = frozenset(self.step_classes(step))
             later = frozenset(self.class_order) - frozenset(self.seen_classes(step))
-            barred = later if self.rule == "disjoint" else frozenset[str]()
+            barred = {
+                "overlap": frozenset[str](),
+                "disjoint": later,
+                "partitioned": frozenset(self.seen_classes(step - 1)) if step else frozenset[str](),
+            }[self.rule]
             steps.append(tuple(i for i, found in enumerate(tags) if wanted & found and not barred & found))
         return tuple(steps)
 

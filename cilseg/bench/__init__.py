@@ -1,0 +1,1 @@
+"""Benchmarks of methods against each other: one protocol, many cells (method x step x seed), one table."""

@@ -1,0 +1,344 @@
+"""Cells of a protocol: one base per rule and seed, then method x step x seed; training and scoring one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from cilseg.bench.config import BASE, ProtocolConfig
+from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_table
+from cilseg.bundle import hash_file, write_file_atomically
+from cilseg.classes import ClassSet
+from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.data.protocol import Rule, tag_columns
+from cilseg.data.source import Source
+from cilseg.errors import ArtifactError, InputError
+from cilseg.evaluate.confusion import confusion_matrix
+from cilseg.evaluate.scoring import Scores, grouped
+from cilseg.methods import method_class
+from cilseg.models.build import new_model
+from cilseg.models.inference import InferenceGraph
+from cilseg.models.segmenter import SegmentationModel
+from cilseg.train.dataset import TrainingSet
+from cilseg.train.engine import LOG_FILE, OnTick
+from cilseg.train.environment import environment
+from cilseg.train.steps import masked_set, run_id_of, tagged_files, train_base, train_increment
+from cilseg_serve.preprocessing import network_size_hw, restore_mask
+
+SCHEMA = "cilseg.protocol-cell/1"
+CELL, REQUEST, WEIGHTS, OUTPUT = "cell.json", "request.json", "weights.safetensors", "output.log"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training and its scores: a row of the table (or the base) after one step, for one rule and seed."""
+
+    rule: Rule
+    seed: int
+    row: str
+    step: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.rule}/seed{self.seed}/{self.row}/step{self.step}"
+
+    @property
+    def parent(self) -> Cell | None:
+        """The cell whose model this one starts from."""
+        if self.row == BASE:
+            return None
+        return Cell(self.rule, self.seed, BASE if self.step == 1 else self.row, self.step - 1)
+
+
+def planned(config: ProtocolConfig) -> list[Cell]:
+    """Return every cell, each after its parent."""
+    cells = []
+    for rule in config.rules:
+        seeds = {name: config.seeds_of(name, rule) for name in config.methods}
+        for seed in sorted({seed for own in seeds.values() for seed in own}):
+            cells.append(Cell(rule, seed, BASE, 0))
+            for name in config.methods:
+                if seed in seeds[name]:
+                    cells += [Cell(rule, seed, name, step) for step in range(1, len(config.step_sizes))]
+    return cells
+
+
+def identity(data: ProtocolData, cell: Cell, *, parent_weights: str | None) -> dict[str, Any]:
+    """Return everything that decides what a cell learns and scores, without paths.
+
+    Args:
+        data: the opened protocol.
+        cell: the cell.
+        parent_weights: hash of the parent's weights, None for a base.
+    """
+    config = data.config
+    settings: dict[str, Any] = {"base": [c.model_dump(mode="json") for c in config.base]}
+    if cell.row != BASE:
+        row = config.methods[cell.row]
+        settings = {"update": config.update_config(cell.row).model_dump(mode="json"), "negatives": row.negatives}
+    model = config.model.model_dump(mode="json")
+    weights = Path(config.model.weights)
+    if weights.is_file():
+        model["weights"] = hash_file(weights)
+    runtime = config.runtime.model_dump(mode="json", include={"precision", "devices"})
+    return {
+        "rule": cell.rule,
+        "seed": cell.seed,
+        "step": cell.step,
+        "classes": list(config.classes),
+        "step_sizes": list(config.step_sizes),
+        "settings": config.settings.model_dump(mode="json"),
+        "model": model,
+        "runtime": runtime,
+        "parent_weights": parent_weights,
+        "train": data.fingerprint(cell.step, training_rows(data, cell)),
+        "val": {name: source.fingerprint() for name, source in data.judges.items()},
+        **settings,
+    }
+
+
+def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
+    """Return the positions of the images that a cell trains on, in the source of its step.
+
+    The base step sees its images without the withheld ones. Joint sees those of every step so far. Rows with
+    ``negatives`` see the withheld images beside their step's.
+
+    Raises:
+        InputError: joint training over steps with different sources.
+    """
+    config = data.config
+    if cell.row == BASE:
+        return data.without_withheld(0, data.rows(cell.rule, 0))
+    rows = set(data.rows(cell.rule, cell.step))
+    if config.method_of(cell.row) == "joint":
+        if len({id(source) for source in data.train[: cell.step + 1]}) > 1:
+            raise InputError("Joint training needs one source for all steps; leave the row out, or merge the folders.")
+        rows = rows.union(*(data.rows(cell.rule, step) for step in range(1, cell.step)))
+        rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
+    if config.methods[cell.row].negatives:
+        rows |= set(data.withheld_rows(cell.step))
+    return tuple(sorted(rows))
+
+
+def training_set(
+    data: ProtocolData, cell: Cell, optimiser: OptimiserConfig, *, model: SegmentationModel, seed: int
+) -> TrainingSet:
+    """Return what a cell trains on; the one place that knows what each kind of supervision gets to see.
+
+    Masks hold the labels that the protocol's settings leave; tags are the classes seen so far in the whole mask, and
+    the method gets no mask at all.
+
+    Raises:
+        InputError: absent-tagged images for a method that learns from masks.
+    """
+    config, step = data.config, cell.step
+    classes = data.classes_until(step)
+    source = data.train[step]
+    rows = training_rows(data, cell)
+    subset = source.subset([source.ids[i] for i in rows])
+    name = BASE if cell.row == BASE else config.method_of(cell.row)
+    supervision = "masks" if cell.row == BASE else method_class(name).supervision
+    if supervision == "tags":
+        tags = tag_columns([data.tags[step][i] for i in rows], classes.foreground).astype(np.int8)
+        return tagged_files(subset.image_paths, tags, optimiser, seed=seed, preprocessing=model.preprocessing)
+    if cell.row != BASE and config.methods[cell.row].negatives:
+        raise InputError(f"Row {cell.row!r}: method {name!r} learns from masks, so `negatives` means nothing to it.")
+    table = training_table(data, step, settings=config.settings, class_set=classes, joint=name == "joint")
+    result = masked_set(
+        subset, classes, optimiser, visible=classes.foreground, seed=seed, preprocessing=model.preprocessing
+    )
+    result.read_mask = partial(_read_labels, subset, table, model.preprocessing.short_side_px)
+    return result
+
+
+# A function of the module: worker processes that are spawned get it as a pickle.
+def _read_labels(
+    source: Source, table: npt.NDArray[np.uint8], short_side_px: int | None, index: int
+) -> npt.NDArray[np.uint8]:
+    mask: npt.NDArray[np.uint8] = table[source.mask(index)]
+    return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], short_side_px))
+
+
+def run_cell(
+    data: ProtocolData, cell: Cell, folder: Path, *, parent: Path | None, on_tick: OnTick | None = None
+) -> dict[str, Any]:
+    """Train a cell, or go on where it stopped, score it, and write ``cell.json`` and its weights into ``folder``.
+
+    Args:
+        data: the opened protocol.
+        cell: which one.
+        folder: of the cell.
+        parent: folder of the cell that it starts from; None for a base.
+        on_tick: called after each iteration.
+
+    Raises:
+        InputError: unknown method, supervision that the data cannot give.
+        ArtifactError: the parent's weights are missing or damaged.
+        TrainingError: the loss is not finite.
+    """
+    config = data.config
+    parent_weights = hash_file(parent / WEIGHTS) if parent else None
+    what = identity(data, cell, parent_weights=parent_weights)
+    run_id = run_id_of(**what)
+    update: UpdateConfig | None = None
+    iterations = 0
+    if cell.row == BASE:
+        model = new_model(config.model, data.classes_until(0), seed=cell.seed)
+        for number, optimiser in enumerate(config.base, start=1):
+            examples = training_set(data, cell, optimiser, model=model, seed=1000 * cell.seed + 100 * (number - 1))
+            model = train_base(
+                model,
+                examples,
+                optimiser,
+                runtime=config.runtime,
+                seed=1000 * cell.seed,
+                run_dir=folder / f"cycle{number}",
+                run_id=f"{run_id}-{number}",
+                resume=True,
+                on_tick=on_tick,
+            )
+            iterations += examples.iterations(optimiser.batch_size) * optimiser.epochs
+    else:
+        assert parent is not None
+        update = config.update_config(cell.row)
+        seed = 1000 * cell.seed + cell.step
+        old = _load(parent / WEIGHTS, new_model_without_weights(data, cell.step - 1))
+        examples = training_set(data, cell, update.optimiser, model=old, seed=seed)
+        model = train_increment(
+            old,
+            examples,
+            update,
+            n_new=config.step_sizes[cell.step],
+            runtime=config.runtime,
+            seed=seed,
+            run_dir=folder / "training",
+            run_id=run_id,
+            resume=True,
+            on_tick=on_tick,
+        )
+        iterations = examples.iterations(update.optimiser.batch_size) * update.optimiser.epochs
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    write_file_atomically(folder / WEIGHTS, save(tensors))
+    payload = {
+        "schema": SCHEMA,
+        "protocol": config.name,
+        **asdict(cell),
+        "method": BASE if update is None else update.method,
+        "supervision": "masks" if update is None else method_class(update.method).supervision,
+        "scores": {name: score(data, cell.step, name, model) for name in data.judges},
+        "train_s": round(_trained_s(folder), 1),
+        "images": examples.size,
+        "iterations": iterations,
+        "config": {
+            "model": config.model.model_dump(mode="json"),
+            **(
+                {"base": [c.model_dump(mode="json") for c in config.base]}
+                if update is None
+                else {"update": update.model_dump(mode="json")}
+            ),
+            "settings": config.settings.model_dump(mode="json"),
+        },
+        "weights_sha256": hash_file(folder / WEIGHTS),
+        "versions": environment(),
+        "identity": what,
+    }
+    write_file_atomically(folder / CELL, (json.dumps(payload, indent=1, allow_nan=False) + "\n").encode())
+    for state in folder.rglob("resume.safetensors"):
+        state.unlink()
+    return payload
+
+
+def new_model_without_weights(data: ProtocolData, step: int) -> SegmentationModel:
+    """Return the untrained network of the model after ``step``."""
+    bare = data.config.model.model_copy(update={"weights": "none"})
+    return new_model(bare, data.classes_until(step), seed=0)
+
+
+def _load(path: Path, model: SegmentationModel) -> SegmentationModel:
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as exc:
+        raise ArtifactError(
+            f"Weights {path} cannot be loaded: {str(exc).splitlines()[0]}. Delete that cell's folder and run again."
+        ) from exc
+    return model.eval()
+
+
+def _trained_s(folder: Path) -> float:
+    logs = [path.read_text(encoding="utf-8").splitlines() for path in folder.rglob(LOG_FILE)]
+    return sum(float(json.loads(lines[-1])["elapsed_s"]) for lines in logs if lines)
+
+
+def score(data: ProtocolData, step: int, judge: str, model: SegmentationModel) -> dict[str, Any]:
+    """Return the scores of ``model`` after ``step`` on the images of ``judge``, in per cent.
+
+    ``iou`` per class seen so far (None: not in the truth), ``A``, ``B`` and ``C`` the means of
+    ``cilseg.evaluate.scoring``, ``confusion`` the counts ``[truth, prediction]`` over the classes of every step.
+    """
+    settings, source = data.config.settings, data.judges[judge]
+    classes, n_seen = data.class_set, len(data.classes_until(step))
+    table = truth_table(data, judge, step)
+    seen = set(classes.names[1:n_seen])
+    graph = InferenceGraph(model, model.preprocessing)
+    total = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    judged = 0
+    for index in range(len(source)):
+        mask = source.mask(index)
+        if settings.test_images == "seen" and not source.classes_in(index) & seen:
+            continue
+        image, truth = judged_view(source.image(index), table[mask], settings)
+        total += confusion_matrix(truth, graph.predict(image), n_classes=len(classes))
+        judged += 1
+    return {**scores_of(total, classes, step, absent=settings.absent_class), "images": judged}
+
+
+def scores_of(
+    total: npt.NDArray[np.int64], classes: ClassSet, step: int, *, absent: str = "left_out"
+) -> dict[str, Any]:
+    """Return per-class IoU and the three conventions of a confusion matrix over the classes of every step."""
+    n_seen = sum(1 for entry in classes.entries if entry.step <= step)
+    scores = Scores(total)
+    iou = scores.class_iou[:n_seen].copy()
+    unknown = np.isnan(iou)
+    if absent == "zero":
+        iou[unknown] = 0.0
+    elif absent == "zero_if_predicted":
+        iou[unknown & (scores.predicted_pixels[:n_seen] > 0)] = 0.0
+    old = [i for i in range(1, n_seen) if classes.entries[i].step == 0]
+    new = [i for i in range(1, n_seen) if classes.entries[i].step > 0]
+    means = grouped(iou, old=old, new=new)
+    return {
+        "iou": {name: _percent(value) for name, value in zip(classes.names, iou.tolist(), strict=False)},
+        **{convention: {k: _percent(v) for k, v in groups.items()} for convention, groups in means.items()},
+        "confusion": total.tolist(),
+    }
+
+
+def _percent(value: float) -> float | None:
+    return None if np.isnan(value) else round(100.0 * float(value), 3)
+
+
+def read_cell(folder: Path) -> dict[str, Any] | None:
+    """Return ``cell.json`` of a finished cell, else None."""
+    path = folder / CELL
+    if not path.is_file():
+        return None
+    payload: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return payload
+
+
+def differing(a: Any, b: Any, prefix: str = "") -> Sequence[str]:
+    """Return the keys in which two identities differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(k for k in b if k not in a)]
+        return [path for k in keys for path in differing(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k))]
+    return [] if a == b else [prefix]

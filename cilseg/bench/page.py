@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from cilseg.bench.table import Table
+
+
+def render_page(table: Table, *, command: str) -> str:
+    return "<html></html>"
