@@ -19,6 +19,8 @@ from cilseg.errors import InputError, did_you_mean
 
 BACKGROUND = "background"
 VOID_ID = 255
+UNLABELLED_ID = 254
+"""In partial masks (points, scribbles): nobody said anything about this pixel. Never a class there."""
 MAX_CLASSES = 255
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,24 +15,37 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from cilseg.bench.annotator import points_from_mask, scribbles_from_mask
 from cilseg.bench.config import BASE, ProtocolConfig
 from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_table
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.classes import ClassSet
 from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.data.annotations import paint_points
+from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
+from cilseg.data.labels import map_mask
 from cilseg.data.protocol import Rule, tag_columns
 from cilseg.data.source import Source
 from cilseg.errors import ArtifactError, InputError
 from cilseg.evaluate.confusion import confusion_matrix
 from cilseg.evaluate.scoring import Scores, grouped
-from cilseg.methods import method_class
+from cilseg.methods import Replay, StepInputs, method_class
+from cilseg.methods.base import BUILTIN
 from cilseg.models.build import new_model
 from cilseg.models.inference import InferenceGraph
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import TrainingSet
 from cilseg.train.engine import LOG_FILE, OnTick
 from cilseg.train.environment import environment
-from cilseg.train.steps import masked_set, run_id_of, tagged_files, train_base, train_increment
+from cilseg.train.steps import (
+    KEEP,
+    masked_set,
+    read_prepared,
+    run_id_of,
+    tagged_files,
+    train_base,
+    train_increment,
+)
 from cilseg_serve.preprocessing import network_size_hw, restore_mask
 
 SCHEMA = "cilseg.protocol-cell/1"
@@ -84,7 +98,8 @@ def identity(data: ProtocolData, cell: Cell, *, parent_weights: str | None) -> d
     settings: dict[str, Any] = {"base": [c.model_dump(mode="json") for c in config.base]}
     if cell.row != BASE:
         row = config.methods[cell.row]
-        settings = {"update": config.update_config(cell.row).model_dump(mode="json"), "negatives": row.negatives}
+        given = row.model_dump(mode="json", include={"negatives", "shots", "replay", "saliency"}, exclude_defaults=True)
+        settings = {"update": config.update_config(cell.row).model_dump(mode="json"), "given": given}
     model = config.model.model_dump(mode="json")
     weights = Path(config.model.weights)
     if weights.is_file():
@@ -126,6 +141,10 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
     if config.methods[cell.row].negatives:
         rows |= set(data.withheld_rows(cell.step))
+    if (shots := config.methods[cell.row].shots) is not None:
+        tags = data.tags[cell.step]
+        chosen = [[i for i in sorted(rows) if name in tags[i]][:shots] for name in config.protocol(cell.rule).step_classes(cell.step)]
+        rows = {i for found in chosen for i in found}
     return tuple(sorted(rows))
 
 
@@ -147,12 +166,21 @@ def training_set(
     subset = source.subset([source.ids[i] for i in rows])
     name = BASE if cell.row == BASE else config.method_of(cell.row)
     supervision = "masks" if cell.row == BASE else method_class(name).supervision
-    if supervision == "tags":
+    if supervision in ("tags", "points", "scribbles"):
         tags = tag_columns([data.tags[step][i] for i in rows], classes.foreground).astype(np.int8)
-        return tagged_files(subset.image_paths, tags, optimiser, seed=seed, preprocessing=model.preprocessing)
+        annotate = _ANNOTATORS.get(supervision)
+        return tagged_files(
+            subset.image_paths,
+            tags,
+            optimiser,
+            seed=seed,
+            preprocessing=model.preprocessing,
+            annotations=partial(annotate, subset, classes, step) if annotate else None,
+        )
     if cell.row != BASE and config.methods[cell.row].negatives:
         raise InputError(f"Row {cell.row!r}: method {name!r} learns from masks, so `negatives` means nothing to it.")
-    table = training_table(data, step, settings=config.settings, class_set=classes, joint=name == "joint")
+    sees_old = cell.row != BASE and method_class(name).sees_old_masks
+    table = training_table(data, step, settings=config.settings, class_set=classes, joint=sees_old)
     result = masked_set(
         subset, classes, optimiser, visible=classes.foreground, seed=seed, preprocessing=model.preprocessing
     )
@@ -166,6 +194,53 @@ def _read_labels(
 ) -> npt.NDArray[np.uint8]:
     mask: npt.NDArray[np.uint8] = table[source.mask(index)]
     return restore_mask(mask, *network_size_hw(mask.shape[0], mask.shape[1], short_side_px))
+
+
+def _points(source: Source, classes: ClassSet, step: int, index: int) -> npt.NDArray[np.uint8]:
+    """Return the partial mask of one simulated point per new object."""
+    mask = map_mask(source.mask(index), source.label_names, classes, visible=classes.foreground)
+    new = [i for i, entry in enumerate(classes.entries) if entry.step == step]
+    return paint_points(points_from_mask(mask, new), height=mask.shape[0], width=mask.shape[1])
+
+
+def _scribbles(source: Source, classes: ClassSet, step: int, index: int) -> npt.NDArray[np.uint8]:
+    """Return the partial mask of simulated strokes over new objects and background."""
+    mask = map_mask(source.mask(index), source.label_names, classes, visible=classes.foreground, others="void")
+    return scribbles_from_mask(mask, [i for i, entry in enumerate(classes.entries) if entry.step == step])
+
+
+_ANNOTATORS = {"points": _points, "scribbles": _scribbles}
+
+
+def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: SegmentationModel) -> StepInputs:
+    """Return what a row gets beside its training images.
+
+    Raises:
+        InputError: a folder of the row lacks something.
+    """
+    row, step = data.config.methods[cell.row], cell.step
+    old = data.classes_until(step - 1)
+    replay = None
+    if row.replay == "withheld":
+        source = data.train[step]
+        # An image stands for every old class that it shows, as one that a search for each of them would find.
+        found = [
+            (source.image_paths[i], old.id_of(name))
+            for i in data.withheld_rows(step)
+            for name in sorted(data.tags[step][i] & set(old.foreground))
+        ]
+        files, ids = [file for file, _ in found], [class_id for _, class_id in found]
+        replay = Replay(partial(read_prepared, files, model.preprocessing), np.array(ids, dtype=np.int64))
+    elif row.replay is not None:
+        folders = open_image_folders(row.replay, classes=old.foreground)
+        ids = [old.id_of(name) for name in folders.names]
+        replay = Replay(partial(read_prepared, folders.files, model.preprocessing), np.array(ids, dtype=np.int64))
+    saliency: Any = row.saliency
+    if saliency not in (None, BUILTIN):
+        source = data.train[step]
+        files = [source.image_paths[i] for i in training_rows(data, cell)]
+        saliency = partial(read_saliency_of, matching_files(Path(saliency), files, what="saliency map"), files)
+    return StepInputs(replay=replay, saliency=saliency, kept=parent / KEEP)
 
 
 def run_cell(
@@ -224,8 +299,10 @@ def run_cell(
             run_id=run_id,
             resume=True,
             on_tick=on_tick,
+            inputs=step_inputs(data, cell, parent=parent, model=old),
         )
         iterations = examples.iterations(update.optimiser.batch_size) * update.optimiser.epochs
+    _move_kept(folder)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     write_file_atomically(folder / WEIGHTS, save(tensors))
     payload = {
@@ -255,6 +332,14 @@ def run_cell(
     for state in folder.rglob("resume.safetensors"):
         state.unlink()
     return payload
+
+
+def _move_kept(folder: Path) -> None:
+    """Move what the (last) training left for later steps to ``folder / KEEP``."""
+    found = sorted(folder.glob(f"*/{KEEP}"))
+    if found:
+        shutil.rmtree(folder / KEEP, ignore_errors=True)
+        found[-1].rename(folder / KEEP)
 
 
 def new_model_without_weights(data: ProtocolData, step: int) -> SegmentationModel:

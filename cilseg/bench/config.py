@@ -84,6 +84,13 @@ class MethodEntry(_Section):
     """Sections of ``update`` such as ``wilson: {alpha: 0.9}``."""
     negatives: bool = False
     """Give the withheld images as absent-tagged ones; tag methods only."""
+    shots: int | None = Field(default=None, ge=1)
+    """Annotated images per new class, for few-shot methods."""
+    replay: Literal["withheld"] | str | None = None
+    """Images that stand in for the old classes: the withheld ones, each found for the old classes that it shows, or a
+    folder with one folder per class."""
+    saliency: str | None = None
+    """``builtin``, or a folder with one grey picture per training image."""
     seeds: Seeds | None = None
     """Default: the protocol's. An empty list for a rule leaves the rule out."""
 

@@ -86,3 +86,9 @@ def read_saliency(path: Path, *, height: int, width: int) -> npt.NDArray[np.uint
         )
     resized: npt.NDArray[np.uint8] = np.asarray(Image.fromarray(grey).resize((width, height)))
     return resized
+
+
+def read_saliency_of(maps: Sequence[Path], files: Sequence[Path], index: int) -> npt.NDArray[np.uint8]:
+    """Read the saliency map of image ``index`` at the size of that image."""
+    height, width = read_image(files[index]).shape[:2]
+    return read_saliency(maps[index], height=height, width=width)

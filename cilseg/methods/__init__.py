@@ -7,11 +7,28 @@ from __future__ import annotations
 
 from cilseg.errors import InputError, did_you_mean
 from cilseg.methods.base import Method, Options, Replay, Stage, StepContext, StepInputs, Supervision
+from cilseg.methods.cam import Cam
+from cilseg.methods.eps import Eps
 from cilseg.methods.finetune import FineTune, Joint
+from cilseg.methods.lwf import Ilt, Lwf, LwfMc
+from cilseg.methods.mib import Mib
+from cilseg.methods.pifs import Pifs
+from cilseg.methods.plop import Plop
+from cilseg.methods.points import MibPoints, MibScribbles
+from cilseg.methods.recall import Recall
+from cilseg.methods.sdr import Sdr
+from cilseg.methods.seam import Seam
+from cilseg.methods.ss import Ss
 from cilseg.methods.supervised import Supervised
 from cilseg.methods.wilson import Wilson
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Joint, FineTune, Wilson)}
+_ROWS: tuple[type[Method], ...] = (
+    *(Joint, FineTune, Lwf, LwfMc, Ilt, Mib, Plop, Sdr, Recall),  # masks
+    Pifs,  # few masks
+    *(MibPoints, MibScribbles),  # points, scribbles
+    *(Cam, Seam, Ss, Eps, Wilson),  # image tags
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ROWS}
 
 __all__ = [
     "METHODS",

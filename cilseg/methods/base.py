@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.errors import InputError
 from cilseg.models.initialisation import background_split_init
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet
@@ -215,6 +216,11 @@ def start_as_background(model: SegmentationModel) -> None:
     if not later:
         return
     n_new = later[-1].weight.shape[0]
+    if first.bias is None:
+        raise InputError(
+            "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, or "
+            "train a base without model.classifier=cosine."
+        )
     weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
     with torch.no_grad():
         later[-1].weight.copy_(weight)

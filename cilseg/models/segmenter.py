@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cilseg.bundle import Architecture, Preprocessing
 from cilseg.models.backbone import Backbone
-from cilseg.models.head import DeepLabV3Head, StepClassifier
+from cilseg.models.head import CosineClassifier, DeepLabV3Head, StepClassifier
 
 
 class SegmentationModel(nn.Module):
@@ -31,8 +31,10 @@ class SegmentationModel(nn.Module):
             hidden_channels=architecture.head_channels,
             out_channels=architecture.head_channels,
             dilations=architecture.head_dilations,
+            final_activation=architecture.classifier == "linear",
         )
-        self.classifier = StepClassifier(architecture.head_channels, architecture.classes_per_step)
+        kind = StepClassifier if architecture.classifier == "linear" else CosineClassifier
+        self.classifier = kind(architecture.head_channels, architecture.classes_per_step)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self._norm_frozen = False

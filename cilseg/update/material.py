@@ -16,7 +16,7 @@ from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.annotations import paint_points, read_scribble
 from cilseg.data.check import check_images, check_source
-from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency
+from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
 from cilseg.data.source import Source, open_source
 from cilseg.data.taglist import TagList, check_trainable, load_tag_list
 from cilseg.errors import FaultCollector, InputError, did_you_mean
@@ -289,12 +289,7 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         files = [image.file for image in material.tag_list.images]
         maps = matching_files(Path(request.saliency), files, what="saliency map")
         check_images(maps, what=f"Saliency folder {request.saliency}")
-        saliency = partial(_saliency_map, maps, files)
+        saliency = partial(read_saliency_of, maps, files)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
     inputs = StepInputs(replay=replay, saliency=saliency, kept=parent.path)
     return dataclasses.replace(material, identity=identity, inputs=inputs)
-
-
-def _saliency_map(maps: Sequence[Path], files: Sequence[Path], index: int) -> npt.NDArray[np.uint8]:
-    height, width = read_image(files[index]).shape[:2]
-    return read_saliency(maps[index], height=height, width=width)
