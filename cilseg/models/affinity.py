@@ -35,12 +35,9 @@ def walk_maps(
         (B, F + 1, h, w), background first.
     """
     maps = at_least_float32(maps).clamp(min=0.0)
-    start = F.adaptive_avg_pool2d(
-        torch.cat([background_of(maps, power=background_power), maps], dim=1), features.shape[-2:]
-    )
-    return random_walk(
-        start, affinity_matrix(features, radius=radius).to(start.dtype), power=power, doublings=doublings
-    )
+    size_hw = (features.shape[-2], features.shape[-1])
+    start = F.adaptive_avg_pool2d(torch.cat([background_of(maps, power=background_power), maps], dim=1), size_hw)
+    return random_walk(start, affinity_matrix(features, radius=radius), power=power, doublings=doublings)
 
 
 @torch.no_grad()

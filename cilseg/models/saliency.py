@@ -56,7 +56,7 @@ def _border_dissimilarity(features: Tensor) -> Tensor:
     centred = features - features.mean(dim=(2, 3), keepdim=True)
     directions = F.normalize(centred, dim=1, eps=1e-5)
     typical = F.normalize(directions[:, :, border].mean(dim=2), dim=1, eps=1e-5)
-    return 1.0 - torch.einsum("bdhw,bd->bhw", directions, typical)
+    return 1.0 - (directions * typical[:, :, None, None]).sum(dim=1)
 
 
 def _refined(scores: Tensor, image: Tensor, *, iterations: int) -> Tensor:
