@@ -161,8 +161,10 @@ def random_walk(maps: Tensor, matrix: Tensor, *, power: float = 8.0, doublings: 
     Returns:
         (B, C, h, w).
     """
-    transition = at_least_float32(matrix) ** power
-    transition = transition / transition.sum(dim=1, keepdim=True)
-    for _ in range(doublings):
-        transition = transition @ transition
-    return (at_least_float32(maps).flatten(2) @ transition).unflatten(2, maps.shape[-2:])
+    maps = at_least_float32(maps)
+    with torch.autocast(maps.device.type, enabled=False):  # squaring would heap up rounding errors
+        transition = at_least_float32(matrix) ** power
+        transition = transition / transition.sum(dim=1, keepdim=True)
+        for _ in range(doublings):
+            transition = transition @ transition
+        return (maps.flatten(2) @ transition.to(maps.dtype)).view(maps.shape)

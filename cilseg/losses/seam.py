@@ -78,9 +78,11 @@ def correlate(maps: Tensor, features: Tensor, *, eps: float = 1e-5) -> Tensor:
     maps = F.interpolate(at_least_float32(maps), size=size, mode="bilinear", align_corners=True)
     flat = features.flatten(2)
     flat = flat / (flat.norm(dim=1, keepdim=True) + eps)
-    affinity = (flat.transpose(1, 2) @ flat).relu()
-    affinity = affinity / (affinity.sum(dim=1, keepdim=True) + eps)
-    return (maps.flatten(2) @ affinity.to(maps.dtype)).unflatten(2, size)
+    with torch.autocast(flat.device.type, enabled=False):
+        affinity = (flat.transpose(1, 2) @ flat).relu()
+        affinity = affinity / (affinity.sum(dim=1, keepdim=True) + eps)
+        spread: Tensor = (maps.flatten(2) @ affinity.to(maps.dtype)).view(maps.shape)
+    return spread
 
 
 def low_activation_loss(maps: Tensor, *, share: float = 0.25) -> Tensor:

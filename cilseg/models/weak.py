@@ -6,6 +6,7 @@ a default in proportion to the width of the backbone at hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ def proportional_width(published: int, *, body_channels: int, least: int = 16) -
 
     The root keeps decoders of small backbones useful: 256 becomes 72 for 320 body channels, 128 for 1024.
     """
-    scaled = published * (body_channels / _PAPER_BODY) ** 0.5
+    scaled = published * math.sqrt(body_channels / _PAPER_BODY)
     return max(least, 8 * round(scaled / 8))
 
 
@@ -256,8 +257,9 @@ class AffinityHead(nn.Module):
             nn.Conv2d(channels, width, 1, bias=False) for channels, width in zip(level_channels, widths, strict=True)
         )
         self.joined = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
-        for conv in self.levels:
-            nn.init.kaiming_normal_(conv.weight)
+        for module in self.levels.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
         nn.init.xavier_uniform_(self.joined.weight, gain=4)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:

@@ -71,3 +71,12 @@ def test_a_map_narrower_than_the_radius_walks_but_cannot_train():
     torch.testing.assert_close(random_walk(maps, matrix).sum(dim=1).isfinite().all(), torch.tensor(True))
     with pytest.raises(InputError, match=r"3 x 2 cells holds no pairs within radius 5: it needs at least 5 x 9"):
         pair_affinity(features, radius=5)
+
+
+def test_the_walk_is_not_done_in_low_precision(tensors):
+    arrays = tensors("random_walk")
+    maps = arrays["cam"].float().view(1, -1, 1, arrays["cam"].shape[1])
+    options = {"power": float(arrays["beta"]), "doublings": int(arrays["logt"])}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        walked = random_walk(maps, arrays["aff"].float().unsqueeze(0), **options)
+    torch.testing.assert_close(walked[0, :, 0].double(), arrays["out"], rtol=1e-4, atol=1e-5)

@@ -126,3 +126,24 @@ def test_unknown_tags_hide_a_class_from_everything(tensors, agrees, unknown):
     kept = [c for c in range(tags.shape[1]) if c != hidden]
     means = [arrays[name][:, 1:].mean(dim=(2, 3))[:, kept] for name in ("cam_full", "cam_small")]
     agrees(losses["cls"], sum(F.multilabel_soft_margin_loss(m, arrays["tags"][:, kept]) for m in means) / 2)
+
+
+def test_low_precision_is_widened(tensors):
+    arrays = tensors("seam_losses")
+    low = {ours: arrays[stored].to(torch.bfloat16).requires_grad_() for ours, stored in LEAVES.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = seam_losses(**low, tags=arrays["tags"])
+    wide = seam_losses(**{ours: leaf.detach().double() for ours, leaf in low.items()}, tags=arrays["tags"])
+    for key, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss.double(), wide[key], rtol=1e-4, atol=1e-5)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in low.values())
+
+
+def test_correlation_is_not_done_in_low_precision(tensors):
+    arrays = tensors("seam_pcm")
+    features = F.conv2d(arrays["feat"], arrays["f9_weight"]).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spread = correlate(arrays["cam_norm"].float(), features)
+    torch.testing.assert_close(spread.double(), arrays["out"], rtol=1e-4, atol=1e-5)

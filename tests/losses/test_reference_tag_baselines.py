@@ -163,3 +163,25 @@ class TestSingleStage:
         mask = self_mask(logits, arrays["image_raw"], tags=tags)
         assert (mask[:, 1:-1] == 0).all()
         assert torch.isfinite(losses["mask"])
+
+
+def test_low_precision_is_widened(tensors):
+    """EPS and SS in bfloat16 under autocast: float32 losses near those of the wide arrays, finite gradients."""
+    eps, ss = tensors("eps_saliency_loss"), tensors("ss_losses")
+    low_maps, low_logits = (a.to(torch.bfloat16).requires_grad_() for a in (eps["cam"], ss["fg_logits"]))
+    saliency, image = eps["saliency"].squeeze(1), ss["image_raw"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [
+            *eps_losses(low_maps, saliency.to(torch.bfloat16), tags=eps["labels"], tau=0.0).values(),
+            *single_stage_losses(with_background(low_logits), image, tags=ss["tags"], warm_up=True).values(),
+        ]
+    wide = [
+        *eps_losses(eps["cam"], saliency, tags=eps["labels"], tau=0.0).values(),
+        *single_stage_losses(with_background(ss["fg_logits"]), image, tags=ss["tags"], warm_up=True).values(),
+    ]
+    for ours, wanted in zip(losses[:3], wide[:3], strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), wanted, rtol=0.05, atol=0.01)
+    sum(losses).backward()
+    assert torch.isfinite(low_maps.grad).all()
+    assert torch.isfinite(low_logits.grad).all()
