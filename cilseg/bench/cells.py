@@ -143,7 +143,10 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows |= set(data.withheld_rows(cell.step))
     if (shots := config.methods[cell.row].shots) is not None:
         tags = data.tags[cell.step]
-        chosen = [[i for i in sorted(rows) if name in tags[i]][:shots] for name in config.protocol(cell.rule).step_classes(cell.step)]
+        chosen = [
+            [i for i in sorted(rows) if name in tags[i]][:shots]
+            for name in config.protocol(cell.rule).step_classes(cell.step)
+        ]
         rows = {i for found in chosen for i in found}
     return tuple(sorted(rows))
 

@@ -14,7 +14,12 @@ from cilseg_serve.images import read_mask
 
 
 def paint_points(
-    points: Iterable[tuple[float, float, int]], *, height: int, width: int, radius_px: int = 2, rest: int = UNLABELLED_ID
+    points: Iterable[tuple[float, float, int]],
+    *,
+    height: int,
+    width: int,
+    radius_px: int = 2,
+    rest: int = UNLABELLED_ID,
 ) -> npt.NDArray[np.uint8]:
     """Paint a square around each point, later ones over earlier ones (the ``extension`` of MiBv2's loader).
 

@@ -45,9 +45,7 @@ def bce_with_ignore(
     return total if reduction == "sum" else total / counts.sum().clamp(min=1)
 
 
-def cross_entropy(
-    logits: Tensor, target: Tensor, *, ignore_id: int = VOID_ID, reduction: Reduction = "mean"
-) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, *, ignore_id: int = VOID_ID, reduction: Reduction = "mean") -> Tensor:
     """Soft-max cross-entropy whose mean is over ALL pixels, ignored ones included as zeros, as MiB's code has it.
 
     Args:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -79,8 +80,9 @@ class Eps(TwoStage):
             image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
             with torch.no_grad(), stage.autocast():
                 features = model.backbone(model.normalise(image)).float()
-            saliency = boundary_saliency(features, image.float())[0]
-            maps.append((255 * saliency).round().to(torch.uint8).cpu().numpy())
+            saliency = boundary_saliency(features, image.float())[:, None]
+            full = F.interpolate(saliency, size=image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+            maps.append((255 * full.clamp(0, 1)).round().to(torch.uint8).cpu().numpy())
         return data.changed(read_saliency=partial(_entry, maps))
 
 

@@ -41,7 +41,9 @@ class Plop(Method):
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
         """Measure the entropy thresholds of the old model in one pass over the crops of the first epoch."""
         opt = self.options
-        self.thresholds = EntropyThresholds(n_old=self.n_old, n_classes=self.model.n_classes, form=opt.gate, floor=opt.floor)
+        self.thresholds = EntropyThresholds(
+            n_old=self.n_old, n_classes=self.model.n_classes, form=opt.gate, floor=opt.floor
+        )
         old = self.old_model.to(stage.device).eval()
         with torch.no_grad(), stage.autocast():
             for batch in epoch_batches(data, 0, batch_size=8):

@@ -54,7 +54,9 @@ class Recall(Method):
             )
         missing = sorted(set(range(1, self.n_old)) - set(replay.class_ids.tolist()))
         if missing:
-            raise InputError(f"The replay images show none of the old classes with the ids {missing}; add some of each.")
+            raise InputError(
+                f"The replay images show none of the old classes with the ids {missing}; add some of each."
+            )
 
     def train(self, mode: bool = True) -> Recall:
         """The encoder does not learn, and no norm layer moves."""
@@ -79,7 +81,11 @@ class Recall(Method):
         helpers = self._helpers(stage)
         folder = stage.run_dir / "labels"
         folder.mkdir(exist_ok=True)
-        files = [folder / f"{k}_{i:05d}.png" for k, n in (("new", data.size), ("replay", len(replay.class_ids))) for i in range(n)]
+        files = [
+            folder / f"{k}_{i:05d}.png"
+            for k, n in (("new", data.size), ("replay", len(replay.class_ids)))
+            for i in range(n)
+        ]
         palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
         for index, file in enumerate(files):
             if file.is_file():
@@ -153,7 +159,9 @@ class Recall(Method):
             assert self.inputs.kept is not None
             (folder / _helper_file(step)).write_bytes((self.inputs.kept / _helper_file(step)).read_bytes())
         if self._helper is not None:
-            state = {k: v.cpu().contiguous() for k, v in self._helper.state_dict().items() if not k.startswith("backbone.")}
+            state = {
+                k: v.cpu().contiguous() for k, v in self._helper.state_dict().items() if not k.startswith("backbone.")
+            }
             save_file(state, folder / _helper_file(len(sizes)))
 
 

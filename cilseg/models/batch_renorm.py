@@ -53,7 +53,9 @@ class BatchRenorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         x = input.float()
-        return batch_renorm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps).to(input.dtype)
+        return batch_renorm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps).to(
+            input.dtype
+        )
 
 
 @contextmanager
