@@ -136,7 +136,7 @@ class ThresholdPass:
             flat = torch.bincount(predicted * N_BINS + bins, minlength=self.n_classes * N_BINS)
             self.histogram += flat.view(self.n_classes, N_BINS)
             return
-        for index in predicted.unique().tolist():
+        for index in torch.unique(predicted).tolist():
             self._keep(index, scores[predicted == index])
 
     def _keep(self, index: int, scores: Tensor) -> None:

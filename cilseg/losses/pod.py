@@ -78,7 +78,8 @@ def pod_distance(features: Tensor, old_features: Tensor, *, scales: Sequence[int
     """
     ours = local_pod_embedding(features, scales=scales)
     theirs = local_pod_embedding(old_features.detach(), scales=scales)
-    return torch.linalg.vector_norm(ours - theirs.to(ours.dtype), dim=1)
+    distance: Tensor = torch.linalg.vector_norm(ours - theirs.to(ours.dtype), dim=1)
+    return distance
 
 
 def pod_loss(

@@ -150,7 +150,8 @@ def repulsion_loss(features: Tensor, labels: Tensor, *, n_classes: int) -> Tenso
     means = sums[shown] / pixels[shown].unsqueeze(1)
     first, second = torch.triu_indices(len(means), len(means), offset=1, device=means.device)
     distances = torch.linalg.vector_norm(means[first] - means[second], dim=1)
-    return (1.0 / distances.clamp(min=1e-6)).sum() / max(len(distances), 1)
+    inverse: Tensor = 1.0 / distances.clamp(min=1e-6)
+    return inverse.sum() / max(len(distances), 1)
 
 
 def sparsity_loss(features: Tensor, labels: Tensor, *, ignore_id: int = VOID_ID) -> Tensor:
@@ -173,7 +174,7 @@ def sparsity_loss(features: Tensor, labels: Tensor, *, ignore_id: int = VOID_ID)
     flat, ids = flat[used], ids[used]
     if not len(flat):
         return at_least_float32(features).sum() * 0.0
-    classes, position = ids.unique(return_inverse=True)
+    classes, position = torch.unique(ids, return_inverse=True)
     largest = torch.stack([flat[position == i].max() for i in range(len(classes))])
     normalised = flat / (largest[position].unsqueeze(1) + _TINY)
     return (normalised.exp().sum(dim=1) / normalised.sum(dim=1).clamp(min=_TINY)).mean()
