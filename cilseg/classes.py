@@ -20,7 +20,7 @@ from cilseg.errors import InputError, did_you_mean
 BACKGROUND = "background"
 VOID_ID = 255
 UNLABELLED_ID = 254
-"""In partial masks (points, scribbles): nobody said anything about this pixel. Never a class there."""
+"""A pixel that nobody annotated, in masks made of points or scribbles; there a class set has at most 254 entries."""
 MAX_CLASSES = 255
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 

@@ -15,7 +15,7 @@ MIN_PIXELS = 64
 _WIDTH = 3
 
 
-def points_from_mask(mask: npt.NDArray[np.uint8], class_ids: Collection[int]) -> list[tuple[float, float, int]]:
+def points_from_mask(mask: npt.NDArray[np.uint8], class_ids: Collection[int]) -> list[tuple[int, int, int]]:
     """Return one point (x, y, class id) per connected object of the classes: a pixel far from its border.
 
     Args:
@@ -26,7 +26,7 @@ def points_from_mask(mask: npt.NDArray[np.uint8], class_ids: Collection[int]) ->
     for class_id in sorted(class_ids):
         for part in _parts(mask == class_id):
             y, x = _innermost(part)
-            points.append((float(x), float(y), class_id))
+            points.append((x, y, class_id))
     return points
 
 

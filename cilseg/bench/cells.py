@@ -21,7 +21,7 @@ from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_t
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.classes import ClassSet
 from cilseg.config import OptimiserConfig, UpdateConfig
-from cilseg.data.annotations import paint_points
+from cilseg.data.annotations import POINT_RADIUS_PX, paint_points
 from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
 from cilseg.data.labels import map_mask
 from cilseg.data.protocol import Rule, tag_columns
@@ -203,7 +203,8 @@ def _points(source: Source, classes: ClassSet, step: int, index: int) -> npt.NDA
     """Return the partial mask of one simulated point per new object."""
     mask = map_mask(source.mask(index), source.label_names, classes, visible=classes.foreground)
     new = [i for i, entry in enumerate(classes.entries) if entry.step == step]
-    return paint_points(points_from_mask(mask, new), height=mask.shape[0], width=mask.shape[1])
+    points = points_from_mask(mask, new)
+    return paint_points(points, height=mask.shape[0], width=mask.shape[1], radius=POINT_RADIUS_PX)
 
 
 def _scribbles(source: Source, classes: ClassSet, step: int, index: int) -> npt.NDArray[np.uint8]:

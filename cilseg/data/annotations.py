@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cilseg.classes import UNLABELLED_ID, VOID_ID
-from cilseg.errors import InputError
+from cilseg.data.labels import Mask
+from cilseg.errors import FaultCollector, InputError
 from cilseg_serve.images import read_mask
+
+POINT_RADIUS_PX = 2
+"""Half the side of the square that a point becomes in training: single pixels get lost when a mask is resized."""
 
 
 def paint_points(
-    points: Iterable[tuple[float, float, int]],
-    *,
-    height: int,
-    width: int,
-    radius_px: int = 2,
-    rest: int = UNLABELLED_ID,
-) -> npt.NDArray[np.uint8]:
-    """Paint a square around each point, later ones over earlier ones (the ``extension`` of MiBv2's loader).
+    points: Sequence[Sequence[int]], *, height: int, width: int, radius: int = 0, fill: int = UNLABELLED_ID
+) -> Mask:
+    """Paint a square around every point, in the order given; later ones cover earlier ones.
+
+    A single pixel may be lost when a mask is resized; radius 2 (5 x 5 pixels) is an option of the loader in MiB's
+    second code release, which fills with 0 and so cannot tell unlabelled pixels from background.
 
     Args:
-        points: x, y (pixels, to the right and down) and channel id.
-        height: of the image.
-        width: of the image.
-        radius_px: 2 gives squares of 5 x 5, clipped at the border; 0 single pixels.
-        rest: id of every other pixel.
+        points: rows of x, y, class id, in pixels from the top left.
+        height: of the mask.
+        width: of the mask.
+        radius: half the side of the square; squares are cut at the border.
+        fill: id of all other pixels.
 
     Returns:
         (height, width) uint8.
 
     Raises:
-        InputError: a point outside of the image; all of them are named.
+        InputError: points outside the mask or ids that are no class; every fault in one message.
     """
-    mask = np.full((height, width), rest, dtype=np.uint8)
-    outside = []
+    faults = FaultCollector("Point annotations")
     for x, y, class_id in points:
-        column, row = int(x), int(y)
-        if not (0 <= row < height and 0 <= column < width):
-            outside.append((x, y))
-            continue
-        top, left = max(0, row - radius_px), max(0, column - radius_px)
-        mask[top : row + radius_px + 1, left : column + radius_px + 1] = class_id
-    if outside:
-        raise InputError(f"points {outside} lie outside of the image of {width} x {height} px; x comes first")
+        if not (0 <= x < width and 0 <= y < height):
+            faults.add(f"point ({x}, {y}) is outside the image of {width} x {height} pixels")
+        if not 0 <= class_id < UNLABELLED_ID:
+            faults.add(f"point ({x}, {y}) has class {class_id}, which is outside 0-{UNLABELLED_ID - 1}")
+    faults.raise_if_any("Give x, y in pixels of the image, x first.")
+    mask: Mask = np.full((height, width), fill, dtype=np.uint8)
+    for x, y, class_id in points:
+        mask[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = class_id
     return mask
 
 
-def read_scribble(path: Path | None, *, class_ids: Sequence[int], height: int, width: int) -> npt.NDArray[np.uint8]:
+def read_scribble(path: Path | None, *, class_ids: Sequence[int], height: int, width: int) -> Mask:
     """Read a scribble PNG: 0 background, k the k-th class of the tag list, 255 not scribbled on.
 
     Args:
@@ -79,5 +79,5 @@ def read_scribble(path: Path | None, *, class_ids: Sequence[int], height: int, w
     table = np.full(256, UNLABELLED_ID, dtype=np.uint8)
     table[0] = 0
     table[1 : len(class_ids) + 1] = class_ids
-    mapped: npt.NDArray[np.uint8] = table[values]
+    mapped: Mask = table[values]
     return mapped

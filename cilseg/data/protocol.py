@@ -194,13 +194,20 @@ def select_tags(
 
 
 def map_labels(
-    labels: npt.NDArray[np.uint8], class_ids: Sequence[int], *, step_sizes: Sequence[int], step: int, mode: Mode
+    labels: npt.NDArray[np.uint8],
+    class_ids: Sequence[int],
+    *,
+    step_sizes: Sequence[int],
+    step: int,
+    mode: Mode,
+    others: Literal["background", "void"] = "background",
+    void_as_background: bool | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return the mask that a sample of ``step`` shows, as channels (0 background, then learning order).
 
-    ``train`` shows the classes of the step alone, the other modes every class seen so far; whatever is not shown is
-    background. Void is background in training and void in ``val`` and ``test``. Source: the target mapping of
-    ``IncrementalSegmentationDataset`` in the released WILSON code.
+    ``train`` shows the classes of the step alone, the other modes every class seen so far. The defaults are the target
+    mapping of ``IncrementalSegmentationDataset`` in the released WILSON code. Other released code differs: MiB and SDR
+    test with ``others="void"``, PLOP trains with ``void_as_background=False``.
 
     Args:
         labels: ``(H, W)`` uint8 ids of the data set, 255 void; any shape works.
@@ -208,6 +215,8 @@ def map_labels(
         step_sizes: classes per step, background not counted.
         step: the current step.
         mode: see :data:`Mode`.
+        others: what becomes of classes that are not shown, 0 or 255.
+        void_as_background: whether 255 becomes 0; None: in ``train`` and ``train_nomask``, not in ``val`` and ``test``.
 
     Returns:
         uint8 of the shape of ``labels``.
@@ -220,12 +229,14 @@ def map_labels(
     outside = [i for i in class_ids if not 1 <= i < VOID_ID]
     if outside:
         raise InputError(f"Class ids {outside} are outside 1-{VOID_ID - 1}; 0 is background and {VOID_ID} void.")
-    table = np.zeros(256, dtype=np.uint8)
+    table = np.full(256, VOID_ID if others == "void" else 0, dtype=np.uint8)
+    table[0] = 0
     first = start if mode == "train" else 0
     for channel, class_id in enumerate(class_ids[first:stop], start=first + 1):
         table[class_id] = channel
-    if mode in ("val", "test"):
-        table[VOID_ID] = VOID_ID
+    if void_as_background is None:
+        void_as_background = mode not in ("val", "test")
+    table[VOID_ID] = 0 if void_as_background else VOID_ID
     mapped: npt.NDArray[np.uint8] = table[labels]
     return mapped
 

@@ -1,62 +1,78 @@
-"""Few-shot steps: imprinted classifiers and the loss that tunes them.
+"""PIFS: new classes from a few images, by imprinted prototypes.
 
-Source: Cermelli, Mancini, Xian, Akata, Caputo, "Prototype-based Incremental Few-Shot Semantic Segmentation" (PIFS),
-BMVC 2021, and its released code.
+Source: Cermelli, Mancini, Xian, Akata, Caputo, "Prototype-based Incremental Few-Shot Semantic Segmentation", BMVC 2021,
+and its released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cilseg.classes import VOID_ID
+from cilseg.losses.distillation import kd
+from cilseg.losses.pixel import cross_entropy
 from cilseg.losses.precision import at_least_float32
 
 
 @torch.no_grad()
-def imprint(samples: Iterable[tuple[Tensor, Tensor]], class_ids: Sequence[int]) -> Tensor:
-    """Classifier weights of new classes: normalised means of the normalised features of their pixels.
+def image_prototypes(features: Tensor, labels: Tensor, *, class_ids: Sequence[int]) -> Tensor:
+    """Mean direction of every class in every image.
 
     Args:
-        samples: per image the features (1, D, h, w), brought to the size of the mask (bilinear), and the mask (H, W).
-        class_ids: of the new classes.
+        features: (B, D, h, w), upsampled bilinearly to the labels here.
+        labels: (B, H, W) class ids; other ids and void are not used.
+        class_ids: the new classes.
 
     Returns:
-        (len(class_ids), D); of length 1, or zero for a class that no image shows.
+        (B, len(class_ids), D) of length 1, or 0 where the image lacks the class. Sum them over images and give the sum
+        to :func:`imprinted_weights`.
     """
-    total: Tensor | None = None
-    for features, mask in samples:
-        features = at_least_float32(features)
-        full = F.interpolate(features, size=mask.shape[-2:], mode="bilinear", align_corners=False)
-        flat = F.normalize(full[0].flatten(1), dim=0)
-        own = torch.stack([F.normalize(flat[:, (mask == c).flatten()].sum(dim=1), dim=0) for c in class_ids])
-        total = own if total is None else total + own
-    assert total is not None
-    return F.normalize(total, dim=1)
+    rows = []
+    for image, label in zip(at_least_float32(features), labels, strict=True):  # one image at a time: (D, H, W) is large
+        size = (label.shape[0], label.shape[1])
+        large = F.interpolate(image.unsqueeze(0), size=size, mode="bilinear", align_corners=False)
+        directions = F.normalize(large.squeeze(0), dim=0)
+        sums = torch.stack([directions[:, label == class_id].sum(dim=1) for class_id in class_ids])
+        rows.append(F.normalize(sums, dim=1))
+    return torch.stack(rows)
 
 
-def few_shot_losses(
-    logits: Tensor, target: Tensor, teacher_logits: Tensor, *, kd_weight: float = 10.0, alpha: float = 1.0
+def imprinted_weights(prototype_sum: Tensor) -> Tensor:
+    """Return (n_new, D) weights of length 1 from the sum over images of :func:`image_prototypes`; 0 stays 0."""
+    return F.normalize(prototype_sum, dim=1)
+
+
+def pifs_losses(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    teacher_logits: Tensor,
+    kd_weight: float = 10.0,
+    clip: float | None = 10.0,
+    temperature: float = 1.0,
+    ignore_id: int = VOID_ID,
 ) -> dict[str, Tensor]:
-    """Cross-entropy and distillation from the imprinted copy of the model.
+    """Cross-entropy and distillation from the imprinted model; the total is their sum.
 
     Args:
-        logits: (B, C, h, w).
-        target: (B, h, w) channel ids, 255 left out.
-        teacher_logits: (B, K, h, w), all C channels in PIFS; the student's soft-max is over the first K.
-        kd_weight: factor of the distillation. Above a weighted value of 10 the released code leaves it out.
-        alpha: temperature of both sides.
+        logits: (B, C, H, W).
+        target: (B, H, W) class ids, averaged over the pixels that are not ``ignore_id``.
+        teacher_logits: (B, C, H, W) of the model as imprinted, new classes included; fewer channels distil those alone.
+        kd_weight: factor of the distillation.
+        clip: the distillation is dropped from a batch where, weighted, it exceeds this; None never drops it. A rule of
+            the released code that the paper does not mention.
+        temperature: divides the teacher's logits (not the student's, as released); the loss is multiplied by its
+            square.
+        ignore_id: void.
 
     Returns:
-        Scalars under "ce" (mean over the pixels that count) and "kd" (weighted).
+        Scalars "ce" and "kd", the latter weighted.
     """
-    logits = at_least_float32(logits)
-    counts = (target != VOID_ID).sum().clamp(min=1)
-    ce = F.cross_entropy(logits, target.long(), ignore_index=VOID_ID, reduction="sum") / counts
-    wanted = (at_least_float32(teacher_logits.detach()).to(logits.dtype) / alpha).softmax(dim=1)
-    ours = logits[:, : teacher_logits.shape[1]].log_softmax(dim=1)
-    kd = -kd_weight * alpha**2 * (wanted * ours).mean()
-    return {"ce": ce, "kd": torch.where(kd > 10.0, torch.zeros_like(kd), kd)}
+    distilled = kd_weight * temperature**2 * kd(logits, teacher_logits, alpha=1.0 / temperature)
+    if clip is not None:
+        distilled = torch.where(distilled > clip, 0.0, distilled)
+    return {"ce": cross_entropy(logits, target, ignore_id=ignore_id, reduction="valid_mean"), "kd": distilled}

@@ -1,72 +1,36 @@
-"""RECALL's labels and its order of batches: new images inpainted, replayed ones labelled, both in turn.
+"""RECALL's loss: every channel from the first step on, but only pixels of classes seen so far count.
 
 Source: Maracani, Michieli, Toldo, Zanuttigh, "RECALL: Replay-based Continual Learning in Semantic Segmentation", ICCV
-2021, and its released code.
+2021, and its released code. What it does to labels and to the order of samples is in :mod:`cilseg.data.replay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cilseg.classes import VOID_ID
-from cilseg.losses.precision import at_least_float32
+from cilseg.losses.pixel import cross_entropy, reduce_pixels
 
 
-def seen_cross_entropy(logits: Tensor, target: Tensor, *, seen: Collection[int]) -> Tensor:
-    """Soft-max cross-entropy over all channels, mean over the pixels whose label is one of ``seen``.
+def seen_mask(target: Tensor, seen_ids: Sequence[int]) -> Tensor:
+    """Return (B, H, W) bool: the pixels whose label is among ``seen_ids`` (background too if it is listed)."""
+    return torch.isin(target, torch.as_tensor(list(seen_ids), dtype=target.dtype, device=target.device))
+
+
+def seen_cross_entropy(logits: Tensor, target: Tensor, *, seen_ids: Sequence[int]) -> Tensor:
+    """Cross-entropy over all channels, averaged over the pixels of classes seen so far.
 
     Args:
-        logits: (B, C, h, w).
-        target: (B, h, w).
-        seen: channel ids of the classes of the step, old and new; other labels and 255 leave the mean.
+        logits: (B, C_all, H, W), channels of later classes included; they learn as negatives.
+        target: (B, H, W) class ids; void and other ids leave numerator and denominator.
+        seen_ids: background, old and new classes of the step.
 
     Returns:
-        Scalar; 0 without such a pixel.
+        Scalar, 0 when no pixel counts.
     """
-    wanted = torch.isin(target, torch.tensor(sorted(seen), device=target.device))
-    labels = torch.where(wanted, target, VOID_ID).long()
-    total = F.cross_entropy(at_least_float32(logits), labels, ignore_index=VOID_ID, reduction="sum")
-    return total / wanted.sum().clamp(min=1)
-
-
-def inpaint_background(target: Tensor, previous: Tensor) -> Tensor:
-    """Let the previous model label what a mask calls background, void included. (..., H, W) each."""
-    labels = torch.where(target == VOID_ID, 0, target)
-    return torch.where(labels != 0, labels, previous)
-
-
-def helper_labels(target: Tensor, class_ids: Sequence[int]) -> Tensor:
-    """Labels of a helper that knows the classes of one step: k for the k-th of ``class_ids``, else 0."""
-    labels = torch.zeros_like(target)
-    for k, class_id in enumerate(class_ids, start=1):
-        labels = torch.where(target == class_id, k, labels)
-    return labels
-
-
-def interleaved(
-    new: Sequence[int], old: Sequence[int], *, new_share: int, old_share: int, batch_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (0, index of a new image) and (1, index of a replayed one), without end.
-
-    The stream takes ``new_share`` new and ``old_share`` replayed images in turn, both starting over when they end, and
-    is cut into batches. Equal shares of the size of a batch give batches of one kind in turn.
-    """
-
-    def forever(kind: int, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-        while True:
-            yield from ((kind, index) for index in indices)
-
-    sources = forever(0, new), forever(1, old)
-
-    def stream() -> Iterator[tuple[int, int]]:
-        while True:
-            yield from chain(islice(sources[0], new_share), islice(sources[1], old_share))
-
-    images = stream()
-    while True:
-        yield list(islice(images, batch_size))
+    counts = seen_mask(target, seen_ids)
+    labels = torch.where(counts, target.long(), VOID_ID)
+    return reduce_pixels(cross_entropy(logits, labels, reduction="none"), counts, reduction="valid_mean")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from cilseg.losses.distillation import knowledge_distillation, sigmoid_distillation
-from cilseg.losses.pixel import bce_with_ignore, cross_entropy
-from cilseg.losses.wilson import encoder_distillation
+from cilseg.losses.distillation import ilt_losses, lwf_losses, lwf_mc_losses
 from cilseg.methods.base import Method, Options
 from cilseg.train.dataset import Batch
 
@@ -31,10 +29,7 @@ class Lwf(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
-        return {
-            "ce": cross_entropy(logits, batch["mask"]),
-            "kd": self.options.kd_weight * knowledge_distillation(logits, old),
-        }
+        return lwf_losses(logits, batch["mask"], old_logits=old, kd_weight=self.options.kd_weight)
 
 
 class LwfMcOptions(Options):
@@ -56,10 +51,7 @@ class LwfMc(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
-        return {
-            "bce": bce_with_ignore(logits, batch["mask"]).mean(),
-            "kd": self.options.kd_weight * self.n_old * sigmoid_distillation(logits, old),
-        }
+        return lwf_mc_losses(logits, batch["mask"], old_logits=old, weight=self.options.kd_weight)
 
 
 class IltOptions(Options):
@@ -82,8 +74,12 @@ class Ilt(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
-        return {
-            "ce": cross_entropy(logits, batch["mask"]),
-            "kd": self.options.kd_weight * knowledge_distillation(logits, old),
-            "body": self.options.body_weight * encoder_distillation(found.body, found.old_body),
-        }
+        return ilt_losses(
+            logits,
+            batch["mask"],
+            old_logits=old,
+            body=found.body,
+            old_body=found.old_body,
+            kd_weight=self.options.kd_weight,
+            body_weight=self.options.body_weight,
+        )

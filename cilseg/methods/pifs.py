@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -11,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.errors import InputError
-from cilseg.losses.few_shot import few_shot_losses, imprint
+from cilseg.losses.few_shot import image_prototypes, imprinted_weights, pifs_losses
 from cilseg.methods.base import Method, Options, Stage, StepContext
-from cilseg.models.batch_renorm import renormalised
+from cilseg.models.batch_renorm import renormalise
 from cilseg.train.dataset import Batch, TrainingSet
 
 
@@ -44,33 +43,31 @@ class Pifs(Method):
                 "Method 'pifs' imprints a cosine classifier, and the parent has a linear one. Train the base with "
                 "--set model.classifier=cosine; from this parent, mib or wilson can learn."
             )
-        self._renorm = ExitStack()
 
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
+        """Imprint the new classes from whole images, copy the result as the teacher, switch to renormalisation."""
+        assert data.read_mask is not None
         model = self.model.to(stage.device).eval()
-        new = range(self.n_old, model.n_classes)
-
-        def samples():  # type: ignore[no-untyped-def]
-            assert data.read_mask is not None
-            for index in range(data.size):
-                image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
-                with torch.no_grad(), stage.autocast():
-                    features = model.head(model.backbone(model.normalise(image)))
-                yield features, torch.from_numpy(np.array(data.read_mask(index))).to(stage.device)
-
+        new = list(range(self.n_old, model.n_classes))
+        total = torch.zeros(len(new), model.architecture.head_channels, device=stage.device)
+        for index in range(data.size):
+            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            mask = torch.from_numpy(np.array(data.read_mask(index)))[None].to(stage.device)
+            with torch.no_grad(), stage.autocast():
+                features = model.head(model.backbone(model.normalise(image)))
+            total += image_prototypes(features, mask, class_ids=new)[0]
         with torch.no_grad():
-            weights = imprint(samples(), list(new))
-            model.classifier.steps[-1].weight.copy_(weights[:, :, None, None])
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        self._teacher = [teacher]  # outside the module tree, like the old model
-        self._renorm.enter_context(renormalised(model))
+            model.classifier.steps[-1].weight.copy_(imprinted_weights(total)[:, :, None, None])
+        self._teacher = [copy.deepcopy(model).eval().requires_grad_(False)]  # outside the module tree
+        renormalise(model)
         return data
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         logits = self.at_pixels(self.model(batch["image"]), batch)
         with torch.no_grad():
             teacher = self.at_pixels(self._teacher[0](batch["image"]), batch)
-        return few_shot_losses(logits, batch["mask"], teacher, kd_weight=self.options.kd_weight)
+        return pifs_losses(logits, batch["mask"], teacher_logits=teacher, kd_weight=self.options.kd_weight)
 
     def finish(self, data: TrainingSet, stage: Stage) -> None:  # noqa: ARG002
-        self._renorm.close()
+        plain = self.model.extended(0)  # ordinary batch norms again
+        self.model = plain

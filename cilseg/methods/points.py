@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from cilseg.losses.partial import partial_annotation_loss
+from cilseg.losses.partial import partial_loss
 from cilseg.losses.unbiased import unbiased_kd
 from cilseg.methods.base import Method, Options
 from cilseg.train.dataset import Batch
@@ -31,8 +32,9 @@ class MibPoints(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
+        in_image = F.pad(batch["tags"] > 0, (1, 0))  # a column for background
         return {
-            "partial": partial_annotation_loss(logits, batch["mask"], tags=batch["tags"], n_old=self.n_old),
+            "partial": partial_loss(logits, batch["mask"], n_old=self.n_old, class_in_image=in_image).total,
             "kd": self.options.kd_weight * unbiased_kd(logits, old),
         }
 

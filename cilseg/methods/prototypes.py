@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cilseg.errors import ArtifactError
-from cilseg.losses.prototypes import Prototypes, labels_at, update_prototypes
+from cilseg.losses.prototypes import labels_at, update_prototypes
 from cilseg.methods.base import Stage
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import TrainingSet, epoch_batches
@@ -18,21 +20,26 @@ PROTOTYPES = "prototypes.safetensors"
 _BATCH = 16
 
 
+class Prototypes(NamedTuple):
+    """Mean body feature of each class of a model, background first."""
+
+    means: Tensor  #: (C, D); zero for a class not met yet
+    counts: Tensor  #: (C,) pixels behind each
+
+
 @torch.no_grad()
 def measure_prototypes(model: SegmentationModel, data: TrainingSet, stage: Stage) -> Prototypes:
     """Return the mean body feature of each class over the crops of one epoch, in evaluation mode."""
     model.to(stage.device).eval()
     channels, classes = model.backbone.channels, model.n_classes
-    found = Prototypes(
-        torch.zeros(classes, channels, device=stage.device, dtype=torch.float64),
-        torch.zeros(classes, device=stage.device, dtype=torch.float64),
-    )
+    means = torch.zeros(classes, channels, device=stage.device, dtype=torch.float64)
+    counts = torch.zeros(classes, device=stage.device, dtype=torch.float64)
     for batch in epoch_batches(data, 0, batch_size=min(_BATCH, data.size)):
         with stage.autocast():
             body = model.backbone(model.normalise(batch["image"].to(stage.device)))
         labels = labels_at(batch["mask"].to(stage.device), (body.shape[-2], body.shape[-1]))
-        found = update_prototypes(found, body, labels)
-    return Prototypes(found.means.float(), found.counts.float())
+        means, counts = update_prototypes(means, counts, features=body, labels=labels, skip_background=False)
+    return Prototypes(means.float(), counts.float())
 
 
 def save_prototypes(prototypes: Prototypes, folder: Path) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from cilseg.classes import default_color
 from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.errors import InputError
-from cilseg.losses.recall import helper_labels, inpaint_background, interleaved, seen_cross_entropy
+from cilseg.data.replay import from_helper, helper_labels, inpaint_background, replay_order
+from cilseg.losses.recall import seen_cross_entropy
 from cilseg.methods.base import Method, Options, Replay, Stage, StepContext
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet
@@ -92,8 +93,7 @@ class Recall(Method):
                 continue
             if index < data.size:
                 answer = _answer(old, data.read_image(index), stage)
-                labels = inpaint_background(torch.from_numpy(np.array(data.read_mask(index))), torch.from_numpy(answer))
-                mask = labels.numpy()
+                mask = inpaint_background(data.read_mask(index), answer)
             else:
                 mask = self._replay_label(replay, index - data.size, old, helpers, stage)
             write_mask(file, mask.astype(np.uint8), palette)
@@ -117,8 +117,7 @@ class Recall(Method):
         if class_id not in helpers:
             return _answer(old, image, stage)
         model, ids = helpers[class_id]
-        table = np.array([0, *ids], dtype=np.uint8)
-        return table[_answer(model, image, stage)]
+        return from_helper(_answer(model, image, stage), ids)
 
     def _helpers(self, stage: Stage) -> dict[int, tuple[SegmentationModel, list[int]]]:
         """Return class id -> (helper, ids of its classes) for the classes of earlier incremental steps."""
@@ -142,15 +141,16 @@ class Recall(Method):
         with torch.no_grad():
             body = self.model.backbone(x)
         logits = self.at_pixels(self.model.classify(body), batch)
-        return {"ce": seen_cross_entropy(logits, batch["mask"], seen=range(self.model.n_classes))}
+        return {"ce": seen_cross_entropy(logits, batch["mask"], seen_ids=range(self.model.n_classes))}
 
     def finish(self, data: TrainingSet, stage: Stage) -> None:  # noqa: ARG002
         self.model.backbone.requires_grad_(True)
         self._helper: SegmentationModel | None = None
         if self.options.helper:
             ids = range(self.n_old, self.model.n_classes)
-            helper = HelperDecoder(self.model, class_ids=list(ids))
-            stage.fit("helper", helper, self._new_data, self._rates)
+            helper = HelperDecoder(self.model, n_classes=len(ids))
+            read_mask = partial(_read_helper_labels, self._new_data.read_mask, list(ids))
+            stage.fit("helper", helper, self._new_data.changed(read_mask=read_mask), self._rates)
             self._helper = helper.model
 
     def keep(self, folder: Path) -> None:
@@ -173,9 +173,9 @@ class HelperDecoder(Method):
     idea = "labels replay images of one step's classes"
     paper = "Maracani et al., ICCV 2021"
 
-    def __init__(self, model: SegmentationModel, *, class_ids: Sequence[int]) -> None:
-        super().__init__(StepContext(_new_helper(model, len(class_ids)), None, UpdateConfig()))
-        self.class_ids = list(class_ids)
+    def __init__(self, model: SegmentationModel, *, n_classes: int) -> None:
+        super().__init__(StepContext(_new_helper(model, n_classes), None, UpdateConfig()))
+        self.n_channels = n_classes + 1
 
     def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
         self.model.backbone.requires_grad_(False)
@@ -190,8 +190,7 @@ class HelperDecoder(Method):
         with torch.no_grad():
             body = self.model.backbone(self.model.normalise(batch["image"]))
         logits = self.at_pixels(self.model.classify(body), batch)
-        labels = helper_labels(batch["mask"], self.class_ids)
-        return {"ce": seen_cross_entropy(logits, labels, seen=range(len(self.class_ids) + 1))}
+        return {"ce": seen_cross_entropy(logits, batch["mask"], seen_ids=range(self.n_channels))}
 
 
 def _new_helper(model: SegmentationModel, n_classes: int) -> SegmentationModel:
@@ -223,6 +222,10 @@ def _read_either(new: ImageReader, old: ImageReader, n_new: int, index: int) -> 
     return new(index) if index < n_new else old(index - n_new)
 
 
+def _read_helper_labels(read_mask: ImageReader, ids: list[int], index: int) -> npt.NDArray[np.uint8]:
+    return helper_labels(read_mask(index), ids)
+
+
 def _read_file(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
     return read_mask(files[index])
 
@@ -231,6 +234,12 @@ def _plan(n_new: int, n_replay: int, seed: int, epoch: int, batch_size: int) -> 
     """Batches of an epoch: every new image once, in turn with as many batches of replayed ones."""
     rng = np.random.Generator(np.random.PCG64([seed, 3, epoch]))
     new, old = rng.permutation(n_new).tolist(), rng.permutation(n_replay).tolist()
-    count = 2 * max(1, n_new // batch_size)
-    stream = interleaved(new, old, new_share=batch_size, old_share=batch_size, batch_size=batch_size)
-    return [[index + kind * n_new for kind, index in batch] for batch, _ in zip(stream, range(count), strict=False)]
+    order = replay_order(
+        n_new=n_new,
+        n_replay=n_replay,
+        take_new=batch_size,
+        take_replay=batch_size,
+        batch_size=batch_size,
+        n_batches=2 * max(1, n_new // batch_size),
+    )
+    return [[n_new + old[i] if kind else new[i] for kind, i in batch.tolist()] for batch in order]

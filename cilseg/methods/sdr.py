@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cilseg.errors import InputError
 from cilseg.losses.prototypes import (
-    Prototypes,
     attraction_loss,
+    hidden_old_labels,
     labels_at,
     matching_loss,
     repulsion_loss,
@@ -20,7 +20,7 @@ from cilseg.losses.prototypes import (
 )
 from cilseg.losses.unbiased import unbiased_ce, unbiased_kd
 from cilseg.methods.base import Method, Options, StepContext
-from cilseg.methods.prototypes import load_prototypes, save_prototypes
+from cilseg.methods.prototypes import Prototypes, load_prototypes, save_prototypes
 from cilseg.train.dataset import Batch
 
 
@@ -66,17 +66,16 @@ class Sdr(Method):
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
         size = (found.body.shape[-2], found.body.shape[-1])
         labels = labels_at(batch["mask"], size)
-        old_labels = torch.where(labels == 0, labels_at(old.argmax(dim=1), size), 0)
         self.means, self.counts = update_prototypes(
-            Prototypes(self.means, self.counts), found.body.detach(), labels, skip_background=True
+            self.means, self.counts, features=found.body, labels=labels, skip_background=True
         )
         opt = self.options
         return {
             "ce": unbiased_ce(logits, batch["mask"], n_old=self.n_old),
             "kd": opt.kd_weight * unbiased_kd(logits, old),
-            "match": opt.matching * matching_loss(found.body, old_labels, self.means),
+            "match": opt.matching * matching_loss(found.body, hidden_old_labels(old, labels), self.means),
             "attract": opt.attraction * attraction_loss(found.body, labels, self.means),
-            "repel": opt.repulsion * repulsion_loss(found.body, labels),
+            "repel": opt.repulsion * repulsion_loss(found.body, labels, n_classes=self.model.n_classes),
             "sparse": opt.sparsity * sparsity_loss(found.body, labels),
         }
 

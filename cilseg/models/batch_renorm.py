@@ -1,71 +1,67 @@
-"""Batch renormalisation with fixed statistics: the forward of evaluation, the gradient of batch norm."""
+"""Batch renormalisation: the forward pass of evaluation, the gradients of batch normalisation.
+
+Source: PIFS (BMVC 2021, section 3.3), after Ioffe, "Batch Renormalization", 2017. The released code takes the unbiased
+variance for the correction and scales by ``|weight|`` while it shifts by the signed weight, so that training and
+evaluation differ; here both give the same output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def batch_renorm(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Normalise with the batch's statistics, corrected to the running ones by factors that carry no gradient.
-
-    ``r = std / running std`` and ``d = (mean - running mean) / running std`` (Ioffe, 2017; PIFS with momentum 0), both
-    from the biased variance: the result equals that of evaluation exactly. The released code of PIFS takes the unbiased
-    variance and the absolute weight, so that training and evaluation differ there.
-
-    Args:
-        x: (B, C, h, w).
-        running_mean: (C,).
-        running_var: (C,).
-        weight: (C,).
-        bias: (C,).
-        eps: added to variances.
-    """
-    axes = (0, 2, 3)
-    mean = x.mean(dim=axes, keepdim=True)
-    var = x.var(dim=axes, unbiased=False, keepdim=True)
-    deviation = (var + eps).sqrt()
-    running = (running_var + eps).sqrt().view(1, -1, 1, 1)
-    with torch.no_grad():
-        r = deviation / running
-        d = (mean - running_mean.view(1, -1, 1, 1)) / running
-    normalised = (x - mean) / deviation * r + d
-    return normalised * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+from cilseg.errors import InputError
 
 
 class BatchRenorm2d(nn.BatchNorm2d):
-    """Batch norm that trains by :func:`batch_renorm`; its running statistics never move."""
+    """A BatchNorm2d whose running statistics stand still and rule the training output too.
 
-    def forward(self, input: Tensor) -> Tensor:  # the name that torch calls it by
-        assert self.running_mean is not None
-        assert self.running_var is not None
+    Maps ``(B, C, h, w)`` to the same. One value per channel (a pooled branch with one image) works, and has no gradient
+    towards the input.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.running_mean is None or self.running_var is None:
+            raise InputError("Batch renormalisation needs running statistics; build it with track_running_stats=True.")
         if not self.training:
-            return super().forward(input)
-        x = input.float()
-        return batch_renorm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps).to(
-            input.dtype
-        )
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0, keepdim=True)
+        spread = (variance + self.eps).sqrt()
+        running_mean = self.running_mean.view(1, -1, 1, 1)
+        running_spread = (self.running_var.view(1, -1, 1, 1) + self.eps).sqrt()
+        r = (spread / running_spread).detach()
+        d = ((mean - running_mean) / running_spread).detach()
+        out = (values - mean) / spread * r + d
+        if self.affine:
+            out = out * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return out.to(input.dtype)
+
+    @classmethod
+    def sharing(cls, norm: nn.BatchNorm2d) -> BatchRenorm2d:
+        """Return a layer with the very parameters and running statistics of ``norm``."""
+        made = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
+        made.weight, made.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            made.register_buffer(name, cast("Tensor | None", getattr(norm, name)))
+        return made.train(norm.training)
 
 
-@contextmanager
-def renormalised(model: nn.Module) -> Iterator[None]:
-    """Let the batch norms of ``model`` train as :class:`BatchRenorm2d` inside the context."""
-    changed = [m for m in model.modules() if type(m) is nn.BatchNorm2d]
-    for module in changed:
-        module.__class__ = BatchRenorm2d
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.__class__ = nn.BatchNorm2d
+def renormalise(module: nn.Module) -> int:
+    """Replace every BatchNorm2d inside ``module`` by a :class:`BatchRenorm2d` that shares its parameters.
+
+    Returns:
+        How many were replaced. Names in the state dict stay the same.
+    """
+    replaced = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, BatchRenorm2d):
+                setattr(parent, name, BatchRenorm2d.sharing(child))
+                replaced += 1
+    return replaced

@@ -103,19 +103,3 @@ class StepClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.cat([step(features) for step in self.steps], dim=1)
-
-
-class CosineClassifier(StepClassifier):
-    """Scores are ``scale`` times the cosine of feature and class weight (PIFS: Cermelli et al., BMVC 2021, eq. 1).
-
-    No bias; the weights are not normalised in storage.
-    """
-
-    def __init__(self, in_channels: int, classes_per_step: Sequence[int], *, scale: float = 10.0) -> None:
-        super().__init__(in_channels, classes_per_step)
-        self.scale = scale
-        self.steps = nn.ModuleList(nn.Conv2d(in_channels, n, 1, bias=False) for n in classes_per_step)
-
-    def forward(self, features: Tensor) -> Tensor:
-        weight = torch.cat([step.weight for step in self.steps], dim=0)
-        return self.scale * F.conv2d(F.normalize(features, dim=1), F.normalize(weight, dim=1))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from cilseg.bundle import Architecture, Preprocessing
 from cilseg.models.backbone import Backbone
-from cilseg.models.head import CosineClassifier, DeepLabV3Head, StepClassifier
+from cilseg.models.cosine import CosineClassifier
+from cilseg.models.head import DeepLabV3Head, StepClassifier
 
 
 class SegmentationModel(nn.Module):

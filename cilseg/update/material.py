@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cilseg.classes import ClassSet
 from cilseg.config import Config
-from cilseg.data.annotations import paint_points, read_scribble
+from cilseg.data.annotations import POINT_RADIUS_PX, paint_points, read_scribble
 from cilseg.data.check import check_images, check_source
 from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
 from cilseg.data.source import Source, open_source
@@ -200,12 +200,12 @@ def _point_mask(tag_list: TagList, class_set: ClassSet, index: int) -> npt.NDArr
     image = tag_list.images[index]
     height, width = read_image(image.file).shape[:2]
     points = [
-        (p.x_px, p.y_px, class_set.id_of(p.name))
+        (int(p.x_px), int(p.y_px), class_set.id_of(p.name))
         for p in image.points
         if p.name in tag_list.new_names or class_set.id_of(p.name) == 0
     ]
     try:
-        return paint_points(points, height=height, width=width)
+        return paint_points(points, height=height, width=width, radius=POINT_RADIUS_PX)
     except InputError as exc:
         raise InputError(f"{image.file.name}: {exc}") from exc
 
