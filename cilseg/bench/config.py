@@ -153,6 +153,8 @@ def load_protocol(preset: str | Path, overrides: Sequence[str] = ()) -> Protocol
         raise InputError(f"Protocol file {path} is not readable YAML: {exc}") from exc
     if not isinstance(tree, dict):
         raise InputError(f"Protocol file {path} must hold sections (data, classes ...), got {type(tree).__name__}.")
+    if isinstance(tree.get("settings"), str):  # so that an override changes one setting of a preset
+        tree["settings"] = {"preset": tree["settings"]}
     faults = FaultCollector(f"Protocol {preset}")
     for text in overrides:
         key, sign, value = text.partition("=")
