@@ -113,11 +113,13 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
     ``negatives`` see the withheld images beside their step's.
 
     Raises:
-        InputError: joint training over steps with different sources.
+        InputError: an unknown method, joint training over steps with different sources, absent-tagged images for a
+            method that learns from masks.
     """
     config = data.config
     if cell.row == BASE:
         return data.without_withheld(0, data.rows(cell.rule, 0))
+    supervision = method_class(config.method_of(cell.row)).supervision
     rows = set(data.rows(cell.rule, cell.step))
     if config.method_of(cell.row) == "joint":
         if len({id(source) for source in data.train[: cell.step + 1]}) > 1:
@@ -125,6 +127,11 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows = rows.union(*(data.rows(cell.rule, step) for step in range(1, cell.step)))
         rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
     if config.methods[cell.row].negatives:
+        if supervision != "tags":
+            raise InputError(
+                f"Row {cell.row!r} asks for negatives (absent-tagged images), but {config.method_of(cell.row)} learns "
+                f"from {supervision}. Take `negatives` out of the row."
+            )
         rows |= set(data.withheld_rows(cell.step))
     return tuple(sorted(rows))
 
@@ -138,7 +145,7 @@ def training_set(
     the method gets no mask at all.
 
     Raises:
-        InputError: absent-tagged images for a method that learns from masks.
+        InputError: see :func:`training_rows`.
     """
     config, step = data.config, cell.step
     classes = data.classes_until(step)
@@ -150,8 +157,6 @@ def training_set(
     if supervision == "tags":
         tags = tag_columns([data.tags[step][i] for i in rows], classes.foreground).astype(np.int8)
         return tagged_files(subset.image_paths, tags, optimiser, seed=seed, preprocessing=model.preprocessing)
-    if cell.row != BASE and config.methods[cell.row].negatives:
-        raise InputError(f"Row {cell.row!r}: method {name!r} learns from masks, so `negatives` means nothing to it.")
     table = training_table(data, step, settings=config.settings, class_set=classes, joint=name == "joint")
     result = masked_set(
         subset, classes, optimiser, visible=classes.foreground, seed=seed, preprocessing=model.preprocessing
