@@ -23,7 +23,10 @@ TAGS = tuple(frozenset(t) for t in ("a", "ab", "b", "bc", "c", "abc", "", "ac"))
 
 def hand_made(tmp_path: Path, *, step_sizes=(1, 1, 1), withheld=(), keep_empty=False, settings=None) -> ProtocolData:
     content = tree(tmp_path, classes=list(NAMES), step_sizes=list(step_sizes), settings=settings or "cilseg")
-    content["data"] = {"sources": {"tiny": {"root": str(tmp_path), "keep_empty": keep_empty}}, "withheld": len(withheld)}
+    content["data"] = {
+        "sources": {"tiny": {"root": str(tmp_path), "keep_empty": keep_empty}},
+        "withheld": len(withheld),
+    }
     config = load_protocol(write_protocol(tmp_path / "p.yaml", content))
     ids = tuple(f"i{n}" for n in range(len(TAGS)))
     paths = tuple(Path(f"{name}.png") for name in ids)
@@ -76,7 +79,7 @@ def test_negatives_are_refused_for_a_method_of_masks(tmp_path: Path) -> None:
     data = ProtocolData(
         data.config.model_copy(update={"methods": {"ft": row}}), data.train, data.judges, data.tags, data.withheld
     )
-    with pytest.raises(InputError, match="'ft' asks for negatives .* learns from masks"):
+    with pytest.raises(InputError, match=r"'ft' asks for negatives .* learns from masks"):
         training_rows(data, Cell("overlap", 0, "ft", 1))
 
 
