@@ -1,13 +1,14 @@
 """One cell in a process of its own: ``python -m cilseg.bench.cell FOLDER``.
 
 ``FOLDER/request.json`` says what to do. The process holds a lock on the folder, so that two runners cannot work on one
-cell, and goes on from the training checkpoint that it finds.
+cell, goes on from the training checkpoint that it finds, and ends when the process that started it is gone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,11 +32,18 @@ def main(arguments: list[str]) -> None:
     from cilseg.train.engine import Tick
 
     folder = Path(arguments[0])
-    with (folder / LOCK).open("w") as lock:
+    runner = os.getppid()
+    with (folder / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConflictError(f"Another process works on {folder}. Wait for it, or stop it first.") from None
+            lock.seek(0)
+            raise ConflictError(
+                f"Process {lock.read().strip()} works on {folder} already. Wait for it, or stop it first."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
         config = ProtocolConfig.model_validate(request["config"])
         cell = Cell(**request["cell"])
@@ -47,6 +55,8 @@ def main(arguments: list[str]) -> None:
             raise ConflictError(f"The data changed while {cell.id} waited ({changed}). Run the command again.")
 
         def show(tick: Tick) -> None:
+            if os.getppid() != runner:
+                raise ConflictError("The runner is gone; the next one goes on from the last checkpoint.")
             if tick.iteration % _SHOW_EVERY == 0 or tick.iteration == tick.iterations:
                 losses = " ".join(f"{k} {v:.3f}" for k, v in tick.losses.items())
                 print(f"{tick.iteration}/{tick.iterations} {losses}", flush=True)

@@ -128,11 +128,13 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
     ``negatives`` see the withheld images beside their step's.
 
     Raises:
-        InputError: joint training over steps with different sources.
+        InputError: an unknown method, joint training over steps with different sources, absent-tagged images for a
+            method that learns from masks.
     """
     config = data.config
     if cell.row == BASE:
         return data.without_withheld(0, data.rows(cell.rule, 0))
+    supervision = method_class(config.method_of(cell.row)).supervision
     rows = set(data.rows(cell.rule, cell.step))
     if config.method_of(cell.row) == "joint":
         if len({id(source) for source in data.train[: cell.step + 1]}) > 1:
@@ -140,6 +142,11 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows = rows.union(*(data.rows(cell.rule, step) for step in range(1, cell.step)))
         rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
     if config.methods[cell.row].negatives:
+        if supervision not in ("tags", "points", "scribbles"):
+            raise InputError(
+                f"Row {cell.row!r} asks for negatives (absent-tagged images), but {config.method_of(cell.row)} learns "
+                f"from {supervision}. Take `negatives` out of the row."
+            )
         rows |= set(data.withheld_rows(cell.step))
     if (shots := config.methods[cell.row].shots) is not None:
         tags = data.tags[cell.step]
@@ -160,7 +167,7 @@ def training_set(
     the method gets no mask at all.
 
     Raises:
-        InputError: absent-tagged images for a method that learns from masks.
+        InputError: see :func:`training_rows`.
     """
     config, step = data.config, cell.step
     classes = data.classes_until(step)
@@ -180,8 +187,6 @@ def training_set(
             preprocessing=model.preprocessing,
             annotations=partial(annotate, subset, classes, step) if annotate else None,
         )
-    if cell.row != BASE and config.methods[cell.row].negatives:
-        raise InputError(f"Row {cell.row!r}: method {name!r} learns from masks, so `negatives` means nothing to it.")
     sees_old = cell.row != BASE and method_class(name).sees_old_masks
     table = training_table(data, step, settings=config.settings, class_set=classes, joint=sees_old)
     result = masked_set(

@@ -160,6 +160,8 @@ def load_protocol(preset: str | Path, overrides: Sequence[str] = ()) -> Protocol
         raise InputError(f"Protocol file {path} is not readable YAML: {exc}") from exc
     if not isinstance(tree, dict):
         raise InputError(f"Protocol file {path} must hold sections (data, classes ...), got {type(tree).__name__}.")
+    if isinstance(tree.get("settings"), str):  # so that an override changes one setting of a preset
+        tree["settings"] = {"preset": tree["settings"]}
     faults = FaultCollector(f"Protocol {preset}")
     for text in overrides:
         key, sign, value = text.partition("=")
@@ -228,21 +230,23 @@ def _describe(error: Any, model: Any) -> str:
 
 def _fields_at(model: Any, loc: Sequence[Any]) -> list[str]:
     """Return the keys that exist at ``loc``, as far as the models say."""
-    for part in loc:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue  # the key of a mapping or the number of an item
-        if part not in model.model_fields:
+    parts = list(loc)
+    while parts:
+        name = str(parts.pop(0))
+        if name not in model.model_fields:
             return []
-        model = _section_in(model.model_fields[str(part)].annotation)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        annotation = model.model_fields[name].annotation
+        if not _is_section(annotation):  # a mapping or a list of sections: the next part is its key
+            annotation = next((a for a in getattr(annotation, "__args__", ()) if _is_section(a)), None)
+            parts = parts[1:]
+        if annotation is None:
+            return []
+        model = annotation
+    return list(model.model_fields)
 
 
-def _section_in(annotation: Any) -> Any:
-    """Return the section inside an annotation such as ``dict[str, Section]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = [_section_in(a) for a in getattr(annotation, "__args__", ())]
-    return next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _check(config: ProtocolConfig, faults: FaultCollector) -> None:

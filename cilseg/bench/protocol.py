@@ -38,7 +38,7 @@ class ProtocolRequest:
     @property
     def command(self) -> str:
         """The command that runs it again, without folders."""
-        parts = ["cilseg bench protocol", shlex.quote(self.protocol)]
+        parts = ["cilseg bench protocol", shlex.quote(Path(self.protocol).name)]
         parts += ["--data DIR"] if self.data else []
         parts += ["--weights FILE"] if self.weights else []
         return " ".join([*parts, *(f"--set {shlex.quote(o)}" for o in self.overrides)])

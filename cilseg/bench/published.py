@@ -13,6 +13,7 @@ from cilseg.bench.config import PUBLISHED, protocols_directory
 from cilseg.data.protocol import Rule
 
 Score = float | None
+_NAMES = {"joint": "Joint", "lwf": "LwF", "lwf-mc": "LwF-MC", "mib": "MiB"}
 
 
 class _Group(BaseModel):
@@ -23,23 +24,24 @@ class _Group(BaseModel):
     source: str
     convention: Literal["A", "B", "C"]
     note: str = ""
-    supervision: dict[str, str] = {}
+    judge: str = ""
     rows: dict[str, dict[Rule, tuple[Score, Score, Score]]]
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method of one source; ``scores`` are old, new and all per rule."""
+    """One method of one source; ``scores`` are old, new, all per rule, on the images of ``judge`` ("": the first)."""
 
     method: str
     source: str
     convention: str
     note: str
+    judge: str
     scores: Mapping[Rule, tuple[Score, Score, Score]]
 
     @property
     def label(self) -> str:
-        return self.method.upper() if len(self.method) <= 6 else self.method
+        return _NAMES.get(self.method, self.method.upper())
 
     @property
     def where(self) -> str:
@@ -56,11 +58,11 @@ def _text(value: Score) -> str:
 
 
 def published_rows(protocol: str) -> list[PublishedRow]:
-    """Return what was published for the protocol of that name; empty where nothing is known."""
+    """Return what was published for the protocol of that name, in the order of the file; empty where nothing is."""
     path = protocols_directory() / f"{PUBLISHED}.yaml"
     groups = yaml.safe_load(path.read_text(encoding="utf-8")).get(protocol, [])
     return [
-        PublishedRow(method, group.source, group.convention, group.note, scores)
+        PublishedRow(method, group.source, group.convention, group.note, group.judge, scores)
         for group in map(_Group.model_validate, groups)
         for method, scores in group.rows.items()
     ]

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cilseg.bench.cells import OUTPUT, REQUEST, WEIGHTS, Cell, differing, identity, read_cell
-from cilseg.bench.config import BASE
+from cilseg.bench.cells import OUTPUT, REQUEST, WEIGHTS, Cell, differing, identity, read_cell, training_rows
 from cilseg.bench.data import ProtocolData
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.errors import ConflictError, FaultCollector, InputError, did_you_mean
-from cilseg.methods import METHODS, method_class
 from cilseg.train.engine import LOG_FILE, RESUME_FILE
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,7 +25,10 @@ _POLL_S = 0.2
 _STOP_S = 10.0
 LOG_TAIL = 6
 
-Status = Literal["done", "interrupted", "failed", "ready", "waits", "other settings", "unknown method"]
+FAILED = "failed.txt"
+
+Status = Literal["done", "interrupted", "failed", "ready", "waits", "other settings", "refused"]
+"""``failed``: it will be tried again; ``refused``: it cannot be run at all."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +88,35 @@ def states(data: ProtocolData, work: Path, cells: Sequence[Cell]) -> list[State]
 
 
 def _state(data: ProtocolData, work: Path, cell: Cell, known: Mapping[Cell, State]) -> State:
-    if cell.row != BASE and data.config.method_of(cell.row) not in METHODS:
-        return State(cell, "unknown method", data.config.method_of(cell.row))
     folder, parent = work / cell.id, cell.parent
+    try:
+        training_rows(data, cell)
+    except InputError as exc:
+        return State(cell, "refused", str(exc))
     weights = None
     if parent is not None:
         above = known[parent] if parent in known else _state(data, work, parent, known)
         if above.result is None:
             return State(cell, "waits", f"for {parent.id}")
         weights = str(above.result["weights_sha256"])
-    try:
-        wanted = identity(data, cell, parent_weights=weights)
-    except InputError as exc:
-        return State(cell, "failed", str(exc).splitlines()[0])
+    wanted = _plain(identity(data, cell, parent_weights=weights))
     result = read_cell(folder)
+    started = bool(list(folder.rglob(RESUME_FILE)))
     if result is not None and (folder / WEIGHTS).is_file():
-        changed = differing(result["identity"], _plain(wanted))
-        if changed:
-            return State(cell, "other settings", ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else ""))
+        changed = differing(result["identity"], wanted)
+    elif started and (folder / REQUEST).is_file():
+        changed = differing(json.loads((folder / REQUEST).read_text(encoding="utf-8"))["identity"], wanted)
+        result = None
+    else:
+        changed, result = [], None
+    if changed:
+        return State(cell, "other settings", ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else ""))
+    if result is not None:
         return State(cell, "done", f"{result['train_s']:.0f} s", result)
-    if (folder / REQUEST).is_file():
-        asked = json.loads((folder / REQUEST).read_text(encoding="utf-8"))["identity"]
-        changed = differing(asked, _plain(wanted))
-        if changed and list(folder.rglob(RESUME_FILE)):
-            return State(cell, "other settings", ", ".join(changed[:4]))
-        if list(folder.rglob(RESUME_FILE)):
-            return State(cell, "interrupted", f"after {_iterations(folder)} iterations")
+    if (folder / FAILED).is_file():
+        return State(cell, "failed", (folder / FAILED).read_text(encoding="utf-8").splitlines()[-1].strip())
+    if started:
+        return State(cell, "interrupted", f"after {_iterations(folder)} iterations")
     return State(cell, "ready")
 
 
@@ -148,11 +152,17 @@ def run_cells(
     Raises:
         ConflictError: cells made with other settings, all of them, unless ``redo``.
     """
-    _refuse_other_settings(states(data, work, cells), redo=redo)
+    found = states(data, work, cells)
+    _refuse_other_settings(found, redo=redo)
+    outcome = Outcome()
+    for state in found:
+        if state.status == "refused":
+            outcome.failed[state.cell] = state.note
+            say(f"{state.cell.id}: {state.note}")
     devices = cuda_devices() if data.config.runtime.device in ("auto", "cuda") else []
     slots = list(range(jobs or max(1, len(devices))))
-    outcome, running = Outcome(), dict[Cell, tuple[subprocess.Popen[bytes], int]]()
-    waiting = list(cells)
+    running: dict[Cell, tuple[subprocess.Popen[bytes], int]] = {}
+    waiting = _runnable(cells, outcome.failed)
     try:
         while waiting or running:
             for cell, (process, slot) in list(running.items()):
@@ -161,31 +171,22 @@ def run_cells(
                     slots.append(slot)
                     _finish(work, cell, process.returncode, outcome, say)
             for cell in list(waiting):
-                if not _startable(data, cell, outcome):
-                    waiting.remove(cell)
-                    continue
                 parent = cell.parent
-                if not slots or (parent is not None and parent not in outcome.results):
-                    continue
-                waiting.remove(cell)
-                state = states(data, work, [cell])[0]
-                if state.status == "done" and state.result is not None:
-                    outcome.results[cell] = state.result
-                    continue
-                if state.status == "failed":
-                    outcome.failed[cell] = state.note
-                    say(f"{cell.id}: {state.note}")
-                    continue
-                if state.status == "other settings":
-                    shutil.rmtree(work / cell.id)
-                slot = slots.pop(0)
-                device = devices[slot % len(devices)] if devices else None
-                running[cell] = (_launch(data, work, cell, threads=threads, device=device), slot)
-                say(
-                    f"{cell.id}: {state.note or 'started'}"
-                    if state.status != "interrupted"
-                    else f"{cell.id}: resumed {state.note}"
-                )
+                if parent is not None and (parent in outcome.failed or parent in outcome.skipped):
+                    waiting.remove(cell)
+                    outcome.skipped[cell] = f"{parent.id} is not there"
+                elif slots and (parent is None or parent in outcome.results):
+                    waiting.remove(cell)
+                    state = states(data, work, [cell])[0]
+                    if state.result is not None:
+                        outcome.results[cell] = state.result
+                    else:
+                        if state.status == "other settings":
+                            shutil.rmtree(work / cell.id)
+                        slot = slots.pop(0)
+                        device = devices[slot % len(devices)] if devices else None
+                        running[cell] = (_launch(data, work, cell, threads=threads, device=device), slot)
+                        say(f"{cell.id}: {f'resumed {state.note}' if state.status == 'interrupted' else 'started'}")
             time.sleep(_POLL_S if running else 0)
     finally:
         _stop([process for process, _ in running.values()])
@@ -200,24 +201,17 @@ def _refuse_other_settings(found: Sequence[State], *, redo: bool) -> None:
     faults.raise_if_any("Give another --work folder, or replace them with --redo.", error=ConflictError)
 
 
-def _startable(data: ProtocolData, cell: Cell, outcome: Outcome) -> bool:
-    """Return whether a cell can still be run; otherwise note why it cannot."""
-    parent = cell.parent
-    if cell.row != BASE:
-        try:
-            method_class(data.config.method_of(cell.row))
-        except InputError as exc:
-            outcome.failed[cell] = str(exc)
-            return False
-    if parent is not None and (parent in outcome.failed or parent in outcome.skipped):
-        outcome.skipped[cell] = f"{parent.id} is not there"
-        return False
-    return True
+def _runnable(cells: Sequence[Cell], refused: Collection[Cell]) -> list[Cell]:
+    """Return the cells that are not refused, without the bases that only refused cells would start from."""
+    rest = [cell for cell in cells if cell not in refused]
+    idle = {cell.parent for cell in refused} - {cell.parent for cell in rest}
+    return [cell for cell in rest if cell not in idle]
 
 
 def _launch(data: ProtocolData, work: Path, cell: Cell, *, threads: int, device: str | None) -> subprocess.Popen[bytes]:
     folder, parent = work / cell.id, cell.parent
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
     weights = hash_file(work / parent.id / WEIGHTS) if parent else None
     config = data.config.model_dump(mode="json")
     config["runtime"]["threads"] = threads
@@ -255,6 +249,7 @@ def _finish(work: Path, cell: Cell, code: int, outcome: Outcome, say: Callable[[
     tail = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
     ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
     outcome.failed[cell] = f"{ended}; last lines of {folder / OUTPUT}:\n    " + "\n    ".join(tail)
+    (folder / FAILED).write_text("\n".join([ended, *tail]) + "\n", encoding="utf-8")
     say(f"{cell.id}: failed, {outcome.failed[cell]}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,16 +70,19 @@ class Table:
     """After every step, for protocols of several steps."""
     judges: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     """Rows scored on the other sources."""
+    first_judge: str = ""
     published: tuple[PublishedRow, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def row(self, name: str, rule: str) -> Row | None:
-        return next((r for r in self.rows if r.name == name and r.rule == rule), None)
-
     @property
-    def names(self) -> tuple[str, ...]:
-        """Row names that have at least one finished cell, in order."""
-        return tuple(dict.fromkeys(r.name for r in self.rows))
+    def rules(self) -> tuple[Rule, ...]:
+        """Rules with at least one finished cell, in the order of the file."""
+        return tuple(rule for rule in self.config.rules if any(row.rule == rule for row in self.rows))
+
+    def newest(self, row: Row) -> str:
+        """Return the classes of the step of ``row`` with their IoU; nothing for a base."""
+        names = self.config.protocol(row.rule).step_classes(row.step) if row.step else ()
+        return ", ".join(f"{name} {row.iou[name]}" for name in names)
 
     def by_supervision(self) -> dict[str, list[str]]:
         """Return heading -> row names, headings in the order in which they first appear."""
@@ -91,13 +93,21 @@ class Table:
                 names.append(row.name)
         return groups
 
-    def published_for(self, method: str) -> list[PublishedRow]:
-        return [p for p in self.published if p.method == method and method != BASE]
+    def published_after(self, row: Row, judge: str = "") -> list[PublishedRow]:
+        """Return what was published for the method of ``row``, at the last of our rows with that method."""
+        same = [r.name for r in self.rows if r.method == row.method]
+        if row.name == BASE or row.name != same[-1]:
+            return []
+        return [p for p in self._published_on(judge) if p.method == row.method]
 
-    def published_elsewhere(self) -> list[PublishedRow]:
+    def published_elsewhere(self, judge: str = "") -> list[PublishedRow]:
         """Return published rows of methods that no row of ours runs."""
         own = {r.method for r in self.rows}
-        return [p for p in self.published if p.method not in own]
+        return [p for p in self._published_on(judge) if p.method not in own]
+
+    def _published_on(self, judge: str) -> list[PublishedRow]:
+        names = {judge} if judge else {"", self.first_judge}
+        return [p for p in self.published if p.judge in names]
 
 
 def make_table(
@@ -109,9 +119,9 @@ def make_table(
     every = {
         judge: [
             row
-            for step in range(last + 1)
             for name in (BASE, *config.methods)
             for rule in config.rules
+            for step in range(last + 1)
             if (row := _row(config, results, name, rule, step, judge)) is not None
         ]
         for judge in judges
@@ -123,6 +133,7 @@ def make_table(
         rows=shown.get(first, ()),
         steps=tuple(every.get(first, ())) if last > 1 else (),
         judges={judge: shown[judge] for judge in judges[1:]},
+        first_judge=first,
         published=tuple(published),
         notes=tuple(_notes(config, results)),
     )
@@ -192,30 +203,35 @@ def summary(table: Table) -> dict[str, float | None]:
 
 
 def markdown(table: Table) -> list[str]:
-    """Return the lines of the whole table: main, conventions, classes, steps, other judges, published."""
+    """Return the lines of the whole table: main, other judges, conventions, steps, classes, published."""
     if not table.rows:
         return ["No cell is finished yet."]
     lines = [*_main(table, table.rows), ""]
     for judge, rows in table.judges.items():
-        lines += [f"Judged on `{judge}`:", "", *_main(table, rows, published=False), ""]
+        lines += [f"Judged on `{judge}`:", "", *_main(table, rows, judge), ""]
     lines += ["Conventions: A leaves background out, B counts it as old, C counts it in `all` alone.", ""]
     lines += [*_conventions(table), ""]
     if table.steps:
         lines += ["After every step:", "", *_steps(table), ""]
-    lines += ["IoU per class:", "", *_classes(table), ""]
-    elsewhere = table.published_elsewhere()
-    if elsewhere:
-        lines += ["Published rows of methods that were not run here:", "", *_published(table, elsewhere), ""]
+    for rule in table.rules:
+        lines += [f"IoU per class, {rule}:", "", *_classes(table, rule), ""]
+    for judge in ("", *table.judges):
+        elsewhere = table.published_elsewhere(judge)
+        if elsewhere:
+            where = f", judged on `{judge}`" if judge else ""
+            lines += [
+                f"Published rows of methods that were not run here{where}:",
+                "",
+                *_published(table, elsewhere),
+                "",
+            ]
     return lines[:-1]
 
 
-def _main(table: Table, rows: Sequence[Row], *, published: bool = True) -> list[str]:
-    rules = [r for r in table.config.rules if any(row.rule == r for row in rows)]
+def _main(table: Table, rows: Sequence[Row], judge: str = "") -> list[str]:
+    rules = table.rules
     heads = [f"{rule} {group}" for rule in rules for group in GROUPS]
-    lines = [
-        f"| row | learns from | {' | '.join(heads)} | seeds | s |",
-        f"|---|---|{'---:|' * len(heads)}---:|---:|",
-    ]
+    lines = [f"| row | learns from | {' | '.join(heads)} | seeds | s |", f"|---|---|{'---:|' * len(heads)}---:|---:|"]
     for heading, names in table.by_supervision().items():
         for name in names:
             own = {r.rule: r for r in rows if r.name == name}
@@ -223,22 +239,23 @@ def _main(table: Table, rows: Sequence[Row], *, published: bool = True) -> list[
                 continue
             some = next(iter(own.values()))
             cells = [str(own[r].conventions["C"][g]) if r in own else "-" for r in rules for g in GROUPS]
-            seeds = " / ".join(dict.fromkeys(str(len(r.seeds)) for r in own.values()))
-            seconds = " / ".join(f"{r.seconds.mean:.0f}" for r in own.values() if r.seconds.mean is not None)
-            lines.append(f"| {some.label} | {heading} | {' | '.join(cells)} | {seeds} | {seconds} |")
-            last_of_method = [
-                n for n in table.names if (table_row := _first(rows, n)) and table_row.method == some.method
-            ][-1]
-            if published and name == last_of_method:
-                for p in table.published_for(some.method):
-                    if any(rule in p.scores for rule in rules):
-                        shown = [f"*{v}*" for rule in rules for v in p.texts(rule)]
-                        lines.append(f"| *{p.label}* | *published, {p.where}* | {' | '.join(shown)} | | |")
+            lines.append(
+                f"| {some.label} | {heading} | {' | '.join(cells)} | {seeds_text(own)} | {seconds_text(own)} |"
+            )
+            for p in table.published_after(some, judge):
+                shown = [f"*{v}*" for rule in rules for v in p.texts(rule)]
+                lines.append(f"| *{p.label}* | *published: {p.where}* | {' | '.join(shown)} | | |")
     return lines
 
 
-def _first(rows: Sequence[Row], name: str) -> Row | None:
-    return next((r for r in rows if r.name == name), None)
+def seeds_text(own: Mapping[Rule, Row]) -> str:
+    """Return the number of seeds, per rule where they differ."""
+    return " / ".join(dict.fromkeys(str(len(r.seeds)) for r in own.values()))
+
+
+def seconds_text(own: Mapping[Rule, Row]) -> str:
+    """Return mean training seconds of each rule."""
+    return " / ".join(f"{r.seconds.mean:.0f}" for r in own.values() if r.seconds.mean is not None)
 
 
 def _conventions(table: Table) -> list[str]:
@@ -246,43 +263,37 @@ def _conventions(table: Table) -> list[str]:
         "| row | rule | old (A, C) | old (B) | new (A, B, C) | all (A) | all (B, C) |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for row in table.rows:
-        a, b = row.conventions["A"], row.conventions["B"]
-        values = (a["old"], b["old"], a["new"], a["all"], b["all"])
-        lines.append(f"| {row.label} | {row.rule} | {' | '.join(map(str, values))} |")
-    return lines
+    return lines + [f"| {r.label} | {r.rule} | {' | '.join(map(str, convention_values(r)))} |" for r in table.rows]
+
+
+def convention_values(row: Row) -> tuple[Spread, ...]:
+    """Return old (A, C), old (B), new, all (A), all (B, C)."""
+    a, b = row.conventions["A"], row.conventions["B"]
+    return a["old"], b["old"], a["new"], a["all"], b["all"]
 
 
 def _steps(table: Table) -> list[str]:
-    lines = ["| row | rule | step | old | new | all | newest classes |", "|---|---|---:|---:|---:|---:|---:|"]
-    for row in sorted(table.steps, key=lambda r: (table.names.index(r.name), table.config.rules.index(r.rule), r.step)):
+    lines = ["| row | rule | step | old | new | all | newest classes |", "|---|---|---:|---:|---:|---:|---|"]
+    for row in table.steps:
         c = row.conventions["C"]
-        newest = table.config.protocol(row.rule).step_classes(row.step)
-        shown = ", ".join(f"{name} {row.iou[name]}" for name in newest) if row.step else ""
-        lines.append(f"| {row.label} | {row.rule} | {row.step} | {c['old']} | {c['new']} | {c['all']} | {shown} |")
+        lines.append(
+            f"| {row.label} | {row.rule} | {row.step} | {c['old']} | {c['new']} | {c['all']} | {table.newest(row)} |"
+        )
     return lines
 
 
-def _classes(table: Table) -> list[str]:
-    names = ("background", *table.config.classes)
-    lines = [f"| row | rule | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
-    for row in table.rows:
-        values = [str(row.iou.get(name, Spread())) for name in names]
-        lines.append(f"| {row.label} | {row.rule} | {' | '.join(values)} |")
+def _classes(table: Table, rule: Rule) -> list[str]:
+    rows = [r for r in table.rows if r.rule == rule]
+    lines = [f"| class | {' | '.join(r.label for r in rows)} |", f"|---|{'---:|' * len(rows)}"]
+    for name in ("background", *table.config.classes):
+        lines.append(f"| {name} | {' | '.join(str(r.iou.get(name, Spread())) for r in rows)} |")
     return lines
 
 
 def _published(table: Table, rows: Sequence[PublishedRow]) -> list[str]:
-    rules = [r for r in table.config.rules if any(r in p.scores for p in rows)]
-    heads = [f"{rule} {group}" for rule in rules for group in GROUPS]
+    heads = [f"{rule} {group}" for rule in table.rules for group in GROUPS]
     lines = [f"| *method* | *source* | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     for p in rows:
-        shown = [f"*{v}*" for rule in rules for v in p.texts(rule)]
+        shown = [f"*{v}*" for rule in table.rules for v in p.texts(rule)]
         lines.append(f"| *{p.label}* | *{p.where}* | {' | '.join(shown)} |")
     return lines
-
-
-def widest(rows: Sequence[Row]) -> float:
-    """Return the largest mean of ``rows`` rounded up to ten: the full length of a bar."""
-    values = [s.mean for r in rows for s in r.conventions["C"].values() if s.mean is not None]
-    return max(10.0, 10.0 * math.ceil(max(values, default=0.0) / 10.0))

@@ -110,34 +110,3 @@ def bce_with_ignore(
         return per_pixel
     total = per_pixel.sum()
     return total if reduction == "sum" else total / counts.sum().clamp(min=1)
-
-
-def cross_entropy(logits: Tensor, target: Tensor, *, ignore_id: int = VOID_ID, reduction: Reduction = "mean") -> Tensor:
-    """Soft-max cross-entropy whose mean is over ALL pixels, ignored ones included as zeros, as MiB's code has it.
-
-    Args:
-        logits: (B, C, h, w).
-        target: (B, h, w) channel ids.
-        ignore_id: pixels that add nothing.
-        reduction: "none" gives (B, h, w).
-
-    Returns:
-        (B, h, w) or a scalar.
-    """
-    per_pixel = F.cross_entropy(at_least_float32(logits), target.long(), ignore_index=ignore_id, reduction="none")
-    return reduced(per_pixel, reduction)
-
-
-def focal_cross_entropy(
-    logits: Tensor, target: Tensor, *, gamma: float = 2.0, ignore_id: int = VOID_ID, reduction: Reduction = "mean"
-) -> Tensor:
-    """``(1 - exp(-ce))^gamma * ce`` (Lin et al., ICCV 2017); arguments as in :func:`cross_entropy`."""
-    ce = cross_entropy(logits, target, ignore_id=ignore_id, reduction="none")
-    return reduced((1.0 - (-ce).exp()) ** gamma * ce, reduction)
-
-
-def reduced(per_pixel: Tensor, reduction: Reduction) -> Tensor:
-    """Apply a reduction over all entries of (B, h, w)."""
-    if reduction == "none":
-        return per_pixel
-    return per_pixel.sum() if reduction == "sum" else per_pixel.mean()

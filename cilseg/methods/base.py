@@ -218,8 +218,8 @@ def start_as_background(model: SegmentationModel) -> None:
     n_new = later[-1].weight.shape[0]
     if first.bias is None:
         raise InputError(
-            "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, or "
-            "train a base without model.classifier=cosine."
+            "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, "
+            "or train a base without model.classifier=cosine."
         )
     weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
     with torch.no_grad():

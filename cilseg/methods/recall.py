@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cilseg.classes import default_color
 from cilseg.config import OptimiserConfig, UpdateConfig
-from cilseg.errors import InputError
 from cilseg.data.replay import from_helper, helper_labels, inpaint_background, replay_order
+from cilseg.errors import InputError
 from cilseg.losses.recall import seen_cross_entropy
 from cilseg.methods.base import Method, Options, Replay, Stage, StepContext
 from cilseg.models.segmenter import SegmentationModel

@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.config import OptimiserConfig
-from cilseg.losses.affinity import affinity_loss, affinity_matrix, affinity_targets, pair_affinity, random_walk
-from cilseg.losses.label_making import background_of, merge_passes, over_range, seam_labels, sure_labels
+from cilseg.losses.affinity import affinity_loss, affinity_targets, pair_affinity
+from cilseg.losses.label_making import merge_passes, over_range, seam_labels, sure_labels
 from cilseg.losses.seam import seam_losses
 from cilseg.methods.base import Stage
 from cilseg.methods.two_stage import Labeller, TwoStage, TwoStageOptions, WeakNetwork
+from cilseg.models.affinity import walk_maps, walked_labels
 from cilseg.models.weak import AffinityHead, SeamHead
 from cilseg.train.dataset import Batch, TrainingSet
 
@@ -116,12 +117,9 @@ class AffinityNetwork(WeakNetwork):
 
     @torch.no_grad()
     def walk(self, maps: Tensor, image: Tensor) -> Tensor:
-        """Let maps (1, n_new, H, W) and their background walk; return (1, n_new + 1, H, W)."""
-        features = self.features(image)
-        both = torch.cat([background_of(maps, power=6.0), maps], dim=1)
-        small = F.adaptive_avg_pool2d(both, features.shape[-2:])
-        walked = random_walk(small, affinity_matrix(features, radius=self.options.radius))
-        return F.interpolate(walked, size=maps.shape[-2:], mode="bilinear", align_corners=False)
+        """Let maps (1, n_new, H, W) and their background walk; return labels (H, W), k the k-th new class."""
+        walked = walk_maps(maps, self.features(image), radius=self.options.radius)
+        return walked_labels(walked, size_hw=(maps.shape[-2], maps.shape[-1]))[0]
 
 
 class Seam(TwoStage):
@@ -144,6 +142,6 @@ class Seam(TwoStage):
         affinity.to(stage.device).eval()
 
         def label(image: Tensor, tags: Tensor) -> npt.NDArray[np.uint8]:
-            return weak.channel_ids(affinity.walk(weak.scores(image, tags), image).argmax(dim=1)[0])
+            return weak.channel_ids(affinity.walk(weak.scores(image, tags), image))
 
         return label

@@ -174,7 +174,10 @@ class TwoStage(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         loss = icarl_loss(
-            self.at_pixels(found.logits, batch), batch["mask"], self.at_pixels(found.old_logits, batch), background_mix=None
+            self.at_pixels(found.logits, batch),
+            batch["mask"],
+            self.at_pixels(found.old_logits, batch),
+            background_mix=None,
         )
         return {"seg": loss}
 

@@ -23,6 +23,10 @@ def test_disjoint_leaves_out_images_with_later_classes():
     assert protocol("disjoint").split(TAGS) == ((0,), (1, 2), (3, 6))
 
 
+def test_partitioned_puts_an_image_into_the_first_step_of_which_it_shows_a_class():
+    assert protocol("partitioned").split(TAGS) == ((0, 1), (2, 3), (6,))
+
+
 def test_step_and_seen_classes():
     p = IncrementalProtocol(("cat", "cow", "sheep", "dog"), (1, 2, 1), "overlap")
     assert [p.step_classes(t) for t in range(p.n_steps)] == [("cat",), ("cow", "sheep"), ("dog",)]
