@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from safetensors.torch import load_file, save
 
 from cilseg.bench.config import BASE, ProtocolConfig
 from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_table
+from cilseg.bench.settings import Settings
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.classes import ClassSet
-from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.config import ModelConfig, OptimiserConfig, UpdateConfig
 from cilseg.data.protocol import Rule, tag_columns
 from cilseg.data.source import Source
 from cilseg.errors import ArtifactError, InputError
@@ -174,7 +174,13 @@ def _read_labels(
 
 
 def run_cell(
-    data: ProtocolData, cell: Cell, folder: Path, *, parent: Path | None, on_tick: OnTick | None = None
+    data: ProtocolData,
+    cell: Cell,
+    folder: Path,
+    *,
+    parent: Path | None,
+    recorded: dict[str, Any] | None = None,
+    on_tick: OnTick | None = None,
 ) -> dict[str, Any]:
     """Train a cell, or go on where it stopped, score it, and write ``cell.json`` and its weights into ``folder``.
 
@@ -183,6 +189,7 @@ def run_cell(
         cell: which one.
         folder: of the cell.
         parent: folder of the cell that it starts from; None for a base.
+        recorded: the identity that the cell began with, when that is not :func:`identity` now.
         on_tick: called after each iteration.
 
     Raises:
@@ -191,8 +198,7 @@ def run_cell(
         TrainingError: the loss is not finite.
     """
     config = data.config
-    parent_weights = hash_file(parent / WEIGHTS) if parent else None
-    what = identity(data, cell, parent_weights=parent_weights)
+    what = recorded or identity(data, cell, parent_weights=hash_file(parent / WEIGHTS) if parent else None)
     run_id = run_id_of(**what)
     update: UpdateConfig | None = None
     iterations = 0
@@ -341,9 +347,31 @@ def read_cell(folder: Path) -> dict[str, Any] | None:
     return payload
 
 
-def differing(a: Any, b: Any, prefix: str = "") -> Sequence[str]:
-    """Return the keys in which two identities differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(k for k in b if k not in a)]
-        return [path for k in keys for path in differing(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k))]
-    return [] if a == b else [prefix]
+def differing(recorded: Any, now: Any, *, defaults: Any = None, prefix: str = "") -> list[str]:
+    """Return the keys in which the identity of a cell that is there differs from the one wanted now.
+
+    An option that did not exist when the cell was made, and that has its default now, is no difference: adding a method
+    to cilseg must not make the cells of others stale.
+    """
+    defaults = _DEFAULTS if defaults is None else defaults
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        found = []
+        for key in [*recorded, *(k for k in now if k not in recorded)]:
+            default = defaults.get(key) if isinstance(defaults, dict) else None
+            if key in now and key not in recorded and now[key] == default:
+                continue
+            path = f"{prefix}.{key}" if prefix else str(key)
+            found += differing(recorded.get(key), now.get(key), defaults=default or {}, prefix=path)
+        return found
+    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        pairs = enumerate(zip(recorded, now, strict=True))
+        return [k for i, (a, b) in pairs for k in differing(a, b, defaults=defaults, prefix=f"{prefix}.{i}")]
+    return [] if recorded == now else [prefix]
+
+
+_DEFAULTS: dict[str, Any] = {
+    "update": UpdateConfig().model_dump(mode="json"),
+    "base": OptimiserConfig().model_dump(mode="json"),  # of each cycle
+    "model": ModelConfig().model_dump(mode="json"),
+    "settings": Settings().model_dump(mode="json"),
+}
