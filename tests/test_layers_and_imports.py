@@ -30,6 +30,7 @@ def loaded_after(code: str) -> set[str]:
         "import cilseg.registry",
         "import cilseg_serve\ncilseg_serve.Segmenter",
         "import cilseg.config\ncilseg.config.load_config('tiny')",
+        "import cilseg.bench.config\ncilseg.bench.config.load_protocol('scenes-6-2')",
     ],
 )
 def test_imports_without_torch(code):
@@ -40,7 +41,9 @@ def test_the_probe_can_fail():
     assert loaded_after("import onnxruntime") == {"onnxruntime"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["update", "--help"], ["list", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["update", "--help"], ["list", "--help"], ["bench", "protocol", "--help"]]
+)
 def test_help_without_torch(arguments):
     code = (
         "import sys\n"

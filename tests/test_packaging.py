@@ -32,7 +32,10 @@ def test_wheel_holds_packages_presets_and_templates(wheel: Path) -> None:
         "cilseg/cli/main.py",
         "cilseg/configs/tiny.yaml",
         "cilseg/configs/mobilenetv2.yaml",
+        "cilseg/configs/protocols/published.yaml",
+        "cilseg/configs/protocols/voc-15-5.yaml",
         "cilseg/evaluate/templates/gate.html.j2",
+        "cilseg/evaluate/templates/protocol.html.j2",
         "cilseg/py.typed",
         "cilseg_export/onnx_export.py",
         "cilseg_export/py.typed",
@@ -45,7 +48,10 @@ def test_wheel_holds_packages_presets_and_templates(wheel: Path) -> None:
 
 def test_unpacked_wheel_finds_its_presets(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import cilseg.config as c; print(c.configs_directory()); print(c.preset_names()); c.load_config('tiny')"
+    code = (
+        "import cilseg.config as c; print(c.configs_directory()); print(c.preset_names()); c.load_config('tiny'); "
+        "import cilseg.bench.config as b; b.load_protocol('voc-15-5')"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

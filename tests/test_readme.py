@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from cilseg import errors
+from cilseg.bench.config import load_protocol, protocol_names
+from cilseg.bench.settings import SETTINGS, Settings
 from cilseg.cli.main import app
 from cilseg.config import Config, load_config
 from cilseg.methods import METHODS
@@ -136,8 +138,11 @@ def _cilseg(words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_line_parses(words: list[str]) -> None:
-    command = _verb(words)
-    command.make_context(words[1], words[2:])  # raises on unknown options, missing arguments and wrong types
+    command, arguments = _verb(words)
+    command.make_context(words[1], list(arguments))  # raises on unknown options, missing arguments and wrong types
+    if words[1:3] == ["bench", "protocol"]:
+        load_protocol(words[3], [b for a, b in itertools.pairwise(words) if a == "--set"])
+        return
     preset = next((b for a, b in itertools.pairwise(words) if a in ("--config", "-c")), None)
     overrides = [b for a, b in itertools.pairwise(words) if a == "--set"]
     load_config(preset if preset and not preset.endswith(".yaml") else None, overrides)
@@ -145,15 +150,24 @@ def test_a_command_line_parses(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", MENTIONS)
 def test_a_mentioned_command_exists(words: list[str]) -> None:
-    known = {name for parameter in _verb(words).params for name in (*parameter.opts, *parameter.secondary_opts)}
+    known = {name for parameter in _verb(words)[0].params for name in (*parameter.opts, *parameter.secondary_opts)}
     options = [word for word in words[2:] if word.startswith("-")]
     assert set(options) <= known, f"{words[1]} has {sorted(known)}"
 
 
-def _verb(words: list[str]) -> Any:
-    verbs = get_command(app).commands  # type: ignore[attr-defined]
-    assert words[1] in verbs, f"no verb {words[1]!r}, there are {', '.join(verbs)}"
-    return verbs[words[1]]
+def _verb(words: list[str]) -> tuple[Any, list[str]]:
+    """Return the command that ``words`` name, and the words that are left for it."""
+    command, rest = get_command(app), words[1:]
+    while hasattr(command, "commands"):
+        assert rest[0] in command.commands, f"no verb {rest[0]!r}, there are {', '.join(command.commands)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+def _all_verbs(command: Any) -> Iterator[Any]:
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from _all_verbs(below)
 
 
 def test_commands_were_found() -> None:
@@ -162,10 +176,9 @@ def test_commands_were_found() -> None:
 
 
 def test_every_option_mentioned_alone_exists_on_some_verb() -> None:
-    verbs = get_command(app).commands  # type: ignore[attr-defined]
     known = {
         name
-        for verb in verbs.values()
+        for verb in _all_verbs(get_command(app))
         for parameter in verb.params
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
@@ -182,13 +195,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=lambda b: f"{b.page.stem}-{b.language}")
-def test_a_block_is_well_formed(block: Block) -> None:
+def test_a_block_is_well_formed(block: Block, tmp_path: Path) -> None:
     if block.language == "python":
         compile(block.text, str(block.page), "exec")
     elif block.language == "json":
         json.loads(block.text)
     elif block.language == "yaml":
-        load_config(None, base=yaml.safe_load(block.text))
+        content = yaml.safe_load(block.text)
+        if "methods" in content:
+            (tmp_path / "protocol.yaml").write_text(block.text)
+            load_protocol(tmp_path / "protocol.yaml")
+        else:
+            load_config(None, base=content)
     elif block.language == "bash":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for words in block.commands:
@@ -213,6 +231,12 @@ def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def test_the_protocols_page_has_every_preset_and_setting() -> None:
+    page = (DOCS / "protocols.md").read_text(encoding="utf-8")
+    for name in (*protocol_names(), *SETTINGS, *Settings.model_fields):
+        assert f"`{name}`" in page, name
 
 
 def test_the_methods_page_has_every_method() -> None:

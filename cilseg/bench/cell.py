@@ -50,9 +50,11 @@ def main(arguments: list[str]) -> None:
         parent = Path(request["parent"]) if request["parent"] else None
         data = open_data(config, Path(request["work"]))
         now = identity(data, cell, parent_weights=hash_file(parent / WEIGHTS) if parent else None)
-        if now != request["identity"]:
-            changed = ", ".join(differing(request["identity"], now))
-            raise ConflictError(f"The data changed while {cell.id} waited ({changed}). Run the command again.")
+        changed = differing(request["identity"], now)
+        if changed:
+            raise ConflictError(
+                f"The data changed while {cell.id} waited ({', '.join(changed)}). Run the command again."
+            )
 
         def show(tick: Tick) -> None:
             if os.getppid() != runner:
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> None:
                 losses = " ".join(f"{k} {v:.3f}" for k, v in tick.losses.items())
                 print(f"{tick.iteration}/{tick.iterations} {losses}", flush=True)
 
-        payload = run_cell(data, cell, folder, parent=parent, on_tick=show)
+        payload = run_cell(data, cell, folder, parent=parent, recorded=request["identity"], on_tick=show)
         first = next(iter(payload["scores"].values()))["C"]
         print(f"{cell.id}: old {first['old']} new {first['new']} all {first['all']}", flush=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,10 @@ from safetensors.torch import load_file, save
 from cilseg.bench.annotator import points_from_mask, scribbles_from_mask
 from cilseg.bench.config import BASE, ProtocolConfig
 from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_table
+from cilseg.bench.settings import Settings
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.classes import ClassSet
-from cilseg.config import OptimiserConfig, UpdateConfig
+from cilseg.config import ModelConfig, OptimiserConfig, UpdateConfig
 from cilseg.data.annotations import POINT_RADIUS_PX, paint_points
 from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
 from cilseg.data.labels import map_mask
@@ -50,6 +50,9 @@ from cilseg_serve.preprocessing import network_size_hw, restore_mask
 
 SCHEMA = "cilseg.protocol-cell/1"
 CELL, REQUEST, WEIGHTS, OUTPUT = "cell.json", "request.json", "weights.safetensors", "output.log"
+
+_GIVEN = {"negatives", "shots", "replay", "saliency", "base"}
+"""Fields of a row that decide what it learns from."""
 
 
 @dataclass(frozen=True, order=True)
@@ -98,7 +101,7 @@ def identity(data: ProtocolData, cell: Cell, *, parent_weights: str | None) -> d
     settings: dict[str, Any] = {"base": [c.model_dump(mode="json") for c in config.base]}
     if cell.row != BASE:
         row = config.methods[cell.row]
-        given = row.model_dump(mode="json", include={"negatives", "shots", "replay", "saliency"}, exclude_defaults=True)
+        given = row.model_dump(mode="json", include=_GIVEN, exclude_defaults=True)
         settings = {"update": config.update_config(cell.row).model_dump(mode="json"), "given": given}
     model = config.model.model_dump(mode="json")
     weights = Path(config.model.weights)
@@ -253,7 +256,13 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
 
 
 def run_cell(
-    data: ProtocolData, cell: Cell, folder: Path, *, parent: Path | None, on_tick: OnTick | None = None
+    data: ProtocolData,
+    cell: Cell,
+    folder: Path,
+    *,
+    parent: Path | None,
+    recorded: dict[str, Any] | None = None,
+    on_tick: OnTick | None = None,
 ) -> dict[str, Any]:
     """Train a cell, or go on where it stopped, score it, and write ``cell.json`` and its weights into ``folder``.
 
@@ -262,6 +271,7 @@ def run_cell(
         cell: which one.
         folder: of the cell.
         parent: folder of the cell that it starts from; None for a base.
+        recorded: the identity that the cell began with, when that is not :func:`identity` now.
         on_tick: called after each iteration.
 
     Raises:
@@ -270,8 +280,7 @@ def run_cell(
         TrainingError: the loss is not finite.
     """
     config = data.config
-    parent_weights = hash_file(parent / WEIGHTS) if parent else None
-    what = identity(data, cell, parent_weights=parent_weights)
+    what = recorded or identity(data, cell, parent_weights=hash_file(parent / WEIGHTS) if parent else None)
     run_id = run_id_of(**what)
     update: UpdateConfig | None = None
     iterations = 0
@@ -295,7 +304,7 @@ def run_cell(
         assert parent is not None
         update = config.update_config(cell.row)
         seed = 1000 * cell.seed + cell.step
-        old = _load(parent / WEIGHTS, new_model_without_weights(data, cell.step - 1))
+        old = _parent_model(data, cell, folder, parent=parent, run_id=run_id, on_tick=on_tick)
         examples = training_set(data, cell, update.optimiser, model=old, seed=seed)
         model = train_increment(
             old,
@@ -345,16 +354,46 @@ def run_cell(
 
 def _move_kept(folder: Path) -> None:
     """Move what the (last) training left for later steps to ``folder / KEEP``."""
-    found = sorted(folder.glob(f"*/{KEEP}"))
+    found = sorted(folder.glob(f"*/{KEEP}"))  # base1 ..., cycle1 ..., training
     if found:
         shutil.rmtree(folder / KEEP, ignore_errors=True)
         found[-1].rename(folder / KEEP)
 
 
-def new_model_without_weights(data: ProtocolData, step: int) -> SegmentationModel:
-    """Return the untrained network of the model after ``step``."""
-    bare = data.config.model.model_copy(update={"weights": "none"})
-    return new_model(bare, data.classes_until(step), seed=0)
+def _parent_model(
+    data: ProtocolData, cell: Cell, folder: Path, *, parent: Path, run_id: str, on_tick: OnTick | None
+) -> SegmentationModel:
+    """Return the model that a row's step starts from; in its first step turned into the network that the row needs."""
+    config = data.config
+    own = config.methods[cell.row].base
+    bare = config.model.model_copy(update={"weights": "none"})
+    changed = ModelConfig.model_validate({**bare.model_dump(), **own.model}) if own else bare
+    seen = data.classes_until(cell.step - 1)
+    if own is None or cell.step > 1:
+        return _load(parent / WEIGHTS, new_model(changed, seen, seed=0))
+    shared = _load(parent / WEIGHTS, new_model(bare, seen, seed=0)).state_dict()
+    model = new_model(changed, seen, seed=cell.seed)
+    mine = model.state_dict()
+    # The classifier of another kind starts anew: its weights would fit, its scores would not.
+    kept = {
+        k: v for k, v in shared.items() if k in mine and v.shape == mine[k].shape and not k.startswith("classifier.")
+    }
+    model.load_state_dict(kept, strict=False)
+    for number, optimiser in enumerate(own.cycles, start=1):
+        base = Cell(cell.rule, cell.seed, BASE, 0)
+        seed = 1000 * cell.seed + 500 + number
+        model = train_base(
+            model,
+            training_set(data, base, optimiser, model=model, seed=seed),
+            optimiser,
+            runtime=config.runtime,
+            seed=seed,
+            run_dir=folder / f"base{number}",
+            run_id=f"{run_id}-base{number}",
+            resume=True,
+            on_tick=on_tick,
+        )
+    return model
 
 
 def _load(path: Path, model: SegmentationModel) -> SegmentationModel:
@@ -430,9 +469,31 @@ def read_cell(folder: Path) -> dict[str, Any] | None:
     return payload
 
 
-def differing(a: Any, b: Any, prefix: str = "") -> Sequence[str]:
-    """Return the keys in which two identities differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(k for k in b if k not in a)]
-        return [path for k in keys for path in differing(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k))]
-    return [] if a == b else [prefix]
+def differing(recorded: Any, now: Any, *, defaults: Any = None, prefix: str = "") -> list[str]:
+    """Return the keys in which the identity of a cell that is there differs from the one wanted now.
+
+    An option that did not exist when the cell was made, and that has its default now, is no difference: adding a method
+    to cilseg must not make the cells of others stale.
+    """
+    defaults = _DEFAULTS if defaults is None else defaults
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        found = []
+        for key in [*recorded, *(k for k in now if k not in recorded)]:
+            default = defaults.get(key) if isinstance(defaults, dict) else None
+            if key in now and key not in recorded and now[key] == default:
+                continue
+            path = f"{prefix}.{key}" if prefix else str(key)
+            found += differing(recorded.get(key), now.get(key), defaults=default or {}, prefix=path)
+        return found
+    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        pairs = enumerate(zip(recorded, now, strict=True))
+        return [k for i, (a, b) in pairs for k in differing(a, b, defaults=defaults, prefix=f"{prefix}.{i}")]
+    return [] if recorded == now else [prefix]
+
+
+_DEFAULTS: dict[str, Any] = {
+    "update": UpdateConfig().model_dump(mode="json"),
+    "base": OptimiserConfig().model_dump(mode="json"),  # of each cycle
+    "model": ModelConfig().model_dump(mode="json"),
+    "settings": Settings().model_dump(mode="json"),
+}

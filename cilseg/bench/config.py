@@ -70,6 +70,15 @@ Seeds = tuple[int, ...] | dict[Rule, tuple[int, ...]]
 """Seeds, or seeds per rule."""
 
 
+class RowBase(_Section):
+    """How a row turns the shared base into the network that its method needs, before its first step."""
+
+    model: dict[str, Any]
+    """What differs from the protocol's model, such as ``classifier: cosine``; parts that fit keep the base's weights."""
+    cycles: tuple[OptimiserConfig, ...] = Field(min_length=1)
+    """Further training on the images of the base step."""
+
+
 class MethodEntry(_Section):
     """One row of the table."""
 
@@ -89,6 +98,7 @@ class MethodEntry(_Section):
     replay: Literal["withheld"] | str | None = None
     """Images that stand in for the old classes: the withheld ones, each found for the old classes that it shows, or a
     folder with one folder per class."""
+    base: RowBase | None = None
     saliency: str | None = None
     """``builtin``, or a folder with one grey picture per training image."""
     seeds: Seeds | None = None

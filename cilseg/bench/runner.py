@@ -104,8 +104,8 @@ def _state(data: ProtocolData, work: Path, cell: Cell, known: Mapping[Cell, Stat
     started = bool(list(folder.rglob(RESUME_FILE)))
     if result is not None and (folder / WEIGHTS).is_file():
         changed = differing(result["identity"], wanted)
-    elif started and (folder / REQUEST).is_file():
-        changed = differing(json.loads((folder / REQUEST).read_text(encoding="utf-8"))["identity"], wanted)
+    elif started and (asked := _asked(folder)) is not None:
+        changed = differing(asked, wanted)
         result = None
     else:
         changed, result = [], None
@@ -118,6 +118,15 @@ def _state(data: ProtocolData, work: Path, cell: Cell, known: Mapping[Cell, Stat
     if started:
         return State(cell, "interrupted", f"after {_iterations(folder)} iterations")
     return State(cell, "ready")
+
+
+def _asked(folder: Path) -> dict[str, Any] | None:
+    """Return the identity that a cell was last started with."""
+    path = folder / REQUEST
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    return found
 
 
 def _plain(value: dict[str, Any]) -> Any:
@@ -215,12 +224,16 @@ def _launch(data: ProtocolData, work: Path, cell: Cell, *, threads: int, device:
     weights = hash_file(work / parent.id / WEIGHTS) if parent else None
     config = data.config.model_dump(mode="json")
     config["runtime"]["threads"] = threads
+    wanted = _plain(identity(data, cell, parent_weights=weights))
+    asked = _asked(folder)
+    if asked is not None and not differing(asked, wanted):
+        wanted = asked  # an option was added to cilseg since; the checkpoint knows the identity without it
     request = {
         "cell": {"rule": cell.rule, "seed": cell.seed, "row": cell.row, "step": cell.step},
         "work": str(work.absolute()),
         "parent": str((work / parent.id).absolute()) if parent else None,
         "config": config,
-        "identity": identity(data, cell, parent_weights=weights),
+        "identity": wanted,
     }
     write_file_atomically(folder / REQUEST, json.dumps(request, indent=1).encode())
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}

@@ -63,8 +63,9 @@ def protocol(
 
       cilseg bench protocol voc-animals-4-2 --data voc_animals --weights hub --check
     """
-    from cilseg.bench.protocol import ProtocolRequest, open_protocol, run_protocol, summary
+    from cilseg.bench.protocol import ProtocolRequest, open_protocol, run_protocol
     from cilseg.bench.protocol import record as write_record
+    from cilseg.bench.table import markdown, summary
     from cilseg.errors import TrainingError
 
     console = stderr_console(quiet=quiet)
@@ -94,8 +95,6 @@ def protocol(
         failed = {cell.id: why for cell, why in {**outcome.failed, **outcome.skipped}.items()}
         print_json({"summary": summary(table), "failed": failed, "work": str(opened.work)})
     else:
-        from cilseg.bench.table import markdown
-
         typer.echo("\n".join(markdown(table)))
         console.print(f"Table: {opened.work / 'table.md'}   Page: {opened.work / 'table.html'}")
     if outcome.failed:

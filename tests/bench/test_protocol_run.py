@@ -15,11 +15,12 @@ from tiny_protocol import CLASSES, tree, write_protocol
 from typer.testing import CliRunner
 
 from cilseg.bench.cell import LOCK
-from cilseg.bench.cells import CELL, WEIGHTS, Cell, read_cell, run_cell
+from cilseg.bench.cells import CELL, WEIGHTS, Cell, differing, read_cell, run_cell
 from cilseg.bench.config import BASE
 from cilseg.bench.protocol import ProtocolRequest, open_protocol, record, run_protocol
 from cilseg.bench.runner import run_cells
 from cilseg.cli.main import app
+from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.errors import ConflictError, InputError, TrainingError
 
 FIRST = Cell("overlap", 0, BASE, 0)
@@ -100,6 +101,16 @@ def test_whatever_decides_the_result_belongs_to_the_identity(finished, override:
     assert open_protocol(request).states()[0].status == "other settings"
 
 
+def test_an_option_added_later_leaves_cells_valid() -> None:
+    now = {"update": UpdateConfig().model_dump(mode="json"), "base": [OptimiserConfig().model_dump(mode="json")]}
+    recorded = json.loads(json.dumps(now))
+    del recorded["update"]["wilson"], recorded["update"]["optimiser"]["clip_norm"], recorded["base"][0]["power"]
+    assert differing(recorded, now) == []
+    now["update"]["wilson"]["alpha"] = 0.25
+    now["base"][0]["epochs"] = 31
+    assert differing(recorded, now) == ["update.wilson", "base.0.epochs"]
+
+
 @pytest.mark.parametrize("override", ["runtime.checkpoint_every_s=7", "title=Other", "methods.ft.label=Other"])
 def test_what_does_not_decide_it_does_not(finished, override: str) -> None:
     opened, _, _, _ = finished
@@ -130,9 +141,9 @@ def test_a_killed_cell_goes_on_and_ends_as_if_nothing_had_happened(opened, tmp_p
     runner = threading.Thread(target=lambda: outcomes.append(run_cells(protocol.data, protocol.work, [FIRST])))
     runner.start()
     log = folder / "cycle1" / "log.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (log.is_file() and log.read_text().count("\n") > 6 and (folder / "cycle1/resume.safetensors").is_file()):
-        assert time.monotonic() < deadline, "the cell did not start"
+        assert time.monotonic() < deadline and runner.is_alive(), f"the cell did not start: {outcomes}"  # noqa: PT018
         time.sleep(0.01)
     os.kill(int((folder / LOCK).read_text()), signal.SIGKILL)
     runner.join()

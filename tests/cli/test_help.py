@@ -37,6 +37,14 @@ def test_overview_names_every_verb(cilseg: Commands) -> None:
     assert "Start with:  cilseg demo" in overview
 
 
+def test_a_group_and_its_verbs_explain_themselves(cilseg: Commands) -> None:
+    assert re.search(r"^\W*bench\b", cilseg("--help").out, re.MULTILINE)
+    assert re.search(r"^\W*protocol\b", cilseg("bench", "--help").out, re.MULTILINE)
+    answer = cilseg("bench", "protocol", "--help")
+    assert answer.code == 0
+    assert "cilseg bench protocol scenes-6-2" in answer.out
+
+
 def test_presets_in_the_help_are_those_there_are(cilseg: Commands) -> None:
     assert f"Preset ({', '.join(preset_names())})" in cilseg("train", "--help").out
 
