@@ -74,7 +74,7 @@ class RowBase(_Section):
     """How a row turns the shared base into the network that its method needs, before its first step."""
 
     model: dict[str, Any]
-    """What differs from the protocol's model, such as ``classifier: cosine``; parts that fit keep the base's weights."""
+    """What differs from the protocol's model (``classifier: cosine``); parts that fit keep the weights of the base."""
     cycles: tuple[OptimiserConfig, ...] = Field(min_length=1)
     """Further training on the images of the base step."""
 
