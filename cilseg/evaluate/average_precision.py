@@ -7,11 +7,14 @@ Ties share the precision at their end, so that a model that answers the same eve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from cilseg.evaluate.policy import GatePolicy
+
+_NORMAL = NormalDist()
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -61,6 +64,9 @@ def average_precision_interval(
 ) -> AveragePrecision | None:
     """Return the average precision with one-sided bounds at ``alpha`` from a bootstrap within present and absent.
 
+    The bounds are bias-corrected percentiles (Efron, "Better Bootstrap Confidence Intervals", JASA 1987, eq. 2.7):
+    images drawn twice rank next to themselves, so that resamples score higher than the images they come from.
+
     Returns:
         None where one of the two is missing.
     """
@@ -73,11 +79,14 @@ def average_precision_interval(
         weights[:, group] = generator.multinomial(len(group), np.full(len(group), 1 / len(group)), size=resamples)
     drawn = _weighted(scores, present, weights)
     value = average_precision(scores, present)
+    below = float(np.mean(drawn < value) + 0.5 * np.mean(drawn == value))
+    shift = 2 * _NORMAL.inv_cdf(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
+    low, high = (_NORMAL.cdf(shift + _NORMAL.inv_cdf(p)) for p in (alpha, 1 - alpha))
     return AveragePrecision(
         name=name,
         value=100 * value,
-        lower=100 * min(value, float(np.quantile(drawn, alpha))),
-        upper=100 * max(value, float(np.quantile(drawn, 1 - alpha))),
+        lower=100 * min(value, float(np.quantile(drawn, low))),
+        upper=100 * max(value, float(np.quantile(drawn, high))),
         present=n_present,
         absent=n_absent,
         seen_in_training=seen_in_training,

@@ -30,6 +30,7 @@ from cilseg.evaluate.bootstrap import PairedBootstrap, paired_bootstrap
 from cilseg.evaluate.flows import ConfusionGrowth, PixelFate, Usurpation, confusion_growth, pixel_fates, usurpations
 from cilseg.evaluate.policy import ANY_CLASS
 from cilseg.evaluate.policy import GatePolicy as GatePolicy
+from cilseg.evaluate.power import ClassPower, gate_power
 from cilseg.evaluate.regions import RegionFlips
 from cilseg.evaluate.student import student_t_quantile
 
@@ -49,7 +50,7 @@ class ClassResult:
 
     ``lower`` and ``upper`` are one-sided bounds of ``delta`` (candidate - parent); ``upper`` is corrected over the old
     classes. ``images`` counts annotated images that show the class. ``further_images`` estimates how many more of them
-    would settle an undecided class; None when no number would.
+    would settle an undecided class; None when no number would. ``standard_error`` is that of ``delta``.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ClassResult:
     images: int
     further_images: int | None = None
     floor: float | None = None
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class GateResult:
     """A verdict and what it rests on; :meth:`to_json` is what ``gate.json`` holds.
 
     ``mean_old`` is the mean over the old classes. ``flips`` counts pixels over the whole set, when they are known.
-    ``to_tag`` says what to tag next, in sentences.
+    ``power`` is what the gate set could tell, from the standard errors of this comparison. ``to_tag`` says what to tag
+    next, in sentences.
     """
 
     verdict: Verdict
@@ -105,6 +108,7 @@ class GateResult:
     usurped: tuple[Usurpation, ...] = ()
     flips: Mapping[str, int] | None = None
     extras: GateExtras = GateExtras()
+    power: tuple[ClassPower, ...] = ()
     to_tag: tuple[str, ...] = ()
 
     @property
@@ -118,7 +122,7 @@ class GateResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts and numbers, without NaN."""
         payload = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("classes", "fates", "grown", "usurped"):
+        for name in ("classes", "fates", "grown", "usurped", "power"):
             payload[name] = [dataclasses.asdict(item) for item in payload[name]]
         for name in ("reasons", "advice", "notes", "to_tag"):
             payload[name] = list(payload[name])
@@ -215,6 +219,13 @@ def judge(
         usurped=usurpations(candidate, names=class_set.names, old_ids=old_ids),
         flips=dict(flips) if flips is not None else None,
         extras=extras,
+        power=gate_power(
+            parent,
+            names=class_set.names,
+            old=[class_set.names[i] for i in old_ids],
+            policy=policy,
+            earlier={c.name: c.standard_error for c in classes if c.standard_error is not None},
+        ),
         to_tag=told.to_tag(),
     )
 
@@ -276,6 +287,7 @@ def _class_result(
         images=images,
         further_images=further,
         floor=floor,
+        standard_error=_points(drawn.standard_error[index]),
     )
 
 

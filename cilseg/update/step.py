@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cilseg.classes import ClassSet
 from cilseg.config import Config
@@ -20,7 +20,8 @@ from cilseg.train.dataset import TrainingSet
 from cilseg.train.engine import OnTick
 from cilseg.train.steps import masked_set, run_id_of, tagged_set, train_increment
 from cilseg.update.bundle import announce, model_of, register_bundle
-from cilseg.update.judge import Judgement, open_gate_set, validate_version
+from cilseg.update.gate_set import check_unseen, image_hashes, open_gate_set, trained_on
+from cilseg.update.judge import Judgement, TagsToScore, fuse_on_regression, validate_version
 
 CANDIDATE = "candidate"
 
@@ -42,6 +43,8 @@ class UpdateRequest:
     """Register the result under another name than the parent's."""
     gate: bool = True
     """Ask the gate afterwards; else the candidate is registered unjudged."""
+    on_regression: Literal["keep", "fuse"] = "keep"
+    """``fuse``: a candidate that is not promoted is fused with its parent and judged again."""
     resume: bool = False
 
 
@@ -64,7 +67,9 @@ class _Step:
     identity: dict[str, Any]
     """What makes the run the same run, beside parent, settings and seed."""
     fingerprint: dict[str, Any]
+    images: tuple[Path, ...]
     tag_list: Path | None = None
+    tags: TagList | None = None
 
 
 def update_version(
@@ -86,7 +91,7 @@ def update_version(
     old_model = model_of(parent)
     step = _from_tags(parent, request) if method.supervision == "tags" else _from_masks(parent, request)
     if request.gate:
-        _check_gate_set(step)
+        _check_gate_set(registry, step)
     run_id = run_id_of(
         kind="update",
         parent=parent.digest,
@@ -118,17 +123,31 @@ def update_version(
         data=step.fingerprint,
         gate_set=parent.manifest.gate_set,
         run_dir=run_dir,
+        images=step.images,
         parent=parent,
         tag_list=step.tag_list,
     )
     # Two candidates of one parent may give an id two names; nothing is served from this alias.
     why = f"result of update from {parent.ref}"
     registry.promote(candidate.ref, alias=CANDIDATE, why=why, class_change=True)
-    if request.gate:
-        judgement = validate_version(registry, candidate.ref, against=parent.ref, on_image=on_image)
-    else:
-        judgement = Judgement(candidate, parent, {}, None, None, None)
-    return UpdateResult(registry.resolve(candidate.ref), parent, judgement)
+    if not request.gate:
+        return UpdateResult(registry.resolve(candidate.ref), parent, Judgement(candidate, parent, {}, None, None, None))
+    judgement = validate_version(
+        registry,
+        candidate.ref,
+        against=parent.ref,
+        policy=config.gate,
+        tags=TagsToScore(step.tags, seen_in_training=True) if step.tags is not None else None,
+        on_image=on_image,
+    )
+    fused = None
+    if request.on_regression == "fuse":
+        fused = fuse_on_regression(registry, judgement, on_image=on_image)
+    last = fused or judgement
+    if fused is not None:
+        why = f"fusion of {candidate.ref} with {parent.ref}"
+        registry.promote(fused.candidate.ref, alias=CANDIDATE, why=why, class_change=True)
+    return UpdateResult(registry.resolve(last.candidate.ref), parent, last)
 
 
 def _check_supervision(request: UpdateRequest, *, tags: bool) -> None:
@@ -181,7 +200,9 @@ def _from_tags(parent: Version, request: UpdateRequest) -> _Step:
             "untagged": tag_list.untagged,
         },
         fingerprint={"images": len(tag_list), "tags_sha256": tag_list.sha256, "untagged": tag_list.untagged},
+        images=tuple(image.file for image in tag_list.images),
         tag_list=tag_list.path,
+        tags=tag_list,
     )
 
 
@@ -214,16 +235,21 @@ def _from_masks(parent: Version, request: UpdateRequest) -> _Step:
         ),
         identity={"data": fingerprint, "classes": class_set.names},
         fingerprint=dict(fingerprint),
+        images=source.image_paths,
     )
 
 
-def _check_gate_set(step: _Step) -> None:
+def _check_gate_set(registry: Registry, step: _Step) -> None:
     """Read the images that will judge the candidate now, instead of after hours of training."""
     gate_set = step.parent.manifest.gate_set
     if gate_set is None:
         return
+    trained = trained_on(registry, step.parent)
+    trained.update(dict.fromkeys(image_hashes(step.images), "in this update"))
     try:
-        check_source(open_gate_set(gate_set), class_set=step.class_set)
+        source = open_gate_set(gate_set)
+        check_source(source, class_set=step.class_set)
+        check_unseen(source, trained)
     except InputError as exc:
         raise type(exc)(
             f"The gate set of {step.parent.ref} could not judge the result:\n{exc}\n"
