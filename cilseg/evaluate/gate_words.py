@@ -153,8 +153,9 @@ class Told:
             beside = f", above all beside or instead of {' and '.join(partners)}" if partners else ""
             lines.append(f"Images that show {c.name}{beside}: tag {c.name} present (old-class tags keep it).")
         weak = [c for c in self.classes if c.role == "new" and c.after is not None and c.after < _WEAK_POINTS]
-        for c in weak:
-            lines.append(f"More images of {c.name} (IoU {points(c.after)}), in other surroundings than so far.")
+        if weak:
+            named = ", ".join(f"{c.name} (IoU {points(c.after)})" for c in weak)
+            lines.append(f"More images of {named}, in other surroundings than so far.")
         takers = {g.prediction for g in self.grown if g.truth != "background"} & {
             c.name for c in self.classes if c.role == "new"
         }

@@ -74,13 +74,13 @@ class ClassPower:
             return f"{self.name}: no annotated image shows it; annotate at least {self.images_needed} of them."
         basis = "as in an earlier update" if self.measured else "assumed"
         found = f"{self.images} images, standard error of the change {self.standard_error:.1f} points ({basis})"
+        said = f"{self.name}: {found}; unchanged it passes in {self.power:.0%} of cases"
         if self.enough:
-            return f"{self.name}: {found}; unchanged it passes in {self.power:.0%} of cases."
-        need = "far more than can be annotated" if self.missing is None else f"about {self.missing} more images of it"
-        return (
-            f"{self.name}: {found}; unchanged it would pass in {self.power:.0%} of cases only, so expect HOLD. "
-            f"Needed for {WANTED:.0%}: {need}, or a tolerance of {self.detectable:.1f} points."
-        )
+            return f"{said}."
+        if self.missing is None:
+            return f"{said}, and no number of images that can be annotated makes that {WANTED:.0%}."
+        more = f"{self.missing} more {'image' if self.missing == 1 else 'images'} of it"
+        return f"{said}; about {more} make that {WANTED:.0%} (or a tolerance of {self.detectable:.1f} points)."
 
 
 def gate_power(

@@ -194,9 +194,7 @@ def _cards(result: GateResult) -> list[tuple[str, str, str]]:
     extras = result.extras
     if extras.regions is not None and extras.regions.regions:
         r = extras.regions
-        cards.append(
-            ("Objects lost, found", f"{r.negative} lost, {r.positive} found", f"of {r.regions:,} of old classes")
-        )
+        cards.append(("Objects lost, found", f"−{r.negative} / +{r.positive}", f"of {r.regions:,} of old classes"))
     if extras.calibration_error is not None:
         before, after = extras.calibration_error
         cards.append(("Calibration error", f"{points(before)} → {points(after)}", "points (ECE)"))
