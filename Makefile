@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo test format lint types layers unit readme-test bench clean
+.PHONY: help install demo test test-systems format lint types layers unit readme-test bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,6 +45,9 @@ unit: install
 
 readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py
+
+test-systems: install  ## Tests against real systems: headless Chromium (apt-get install -y chromium)
+	$(BIN)/pytest -q -m systems
 
 bench: install  ## One benchmark: make bench NAME=voc_animals_story ARGS='--data DIR --weights FILE'
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
+from cilseg.evaluate.policy import GatePolicy
 
 _PACKAGED = Path(__file__).parent / "configs"
 _CHECKOUT = Path(__file__).parent.parent / "configs"
@@ -114,6 +115,8 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     update: UpdateConfig = UpdateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    gate: GatePolicy = GatePolicy()
+    """What the gate asks of a candidate; ``--policy`` replaces it (docs/gate.md)."""
     seed: int = 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,14 @@ from cilseg.cli.common import (
     registry_hint,
     resumable,
 )
+from cilseg.cli.gate_options import (
+    JunitOption,
+    OnRegression,
+    OnRegressionOption,
+    PolicyOption,
+    check_writable,
+    read_policy,
+)
 from cilseg.cli.options import (
     ClassesOption,
     ConfigOption,
@@ -32,7 +42,9 @@ from cilseg.cli.options import (
 
 if TYPE_CHECKING:
     from cilseg.data.taglist import TagList
-    from cilseg.registry import Version
+    from cilseg.evaluate.policy import GatePolicy
+    from cilseg.evaluate.power import ClassPower
+    from cilseg.registry import Registry, Version
 
 
 def command(
@@ -49,7 +61,9 @@ def command(
     image_root: Annotated[
         Path | None, typer.Option("--image-root", metavar="DIR", help="Folder of the images.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the tag list and say what is missing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the tag list and the gate set, say what is missing.")
+    ] = False,
     data: DataOption = None,
     split: Annotated[str, typer.Option("--split", help="List of the images in --data.")] = "train",
     labels: LabelsOption = None,
@@ -67,6 +81,9 @@ def command(
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Register without judging; `cilseg validate` does that later.")
     ] = False,
+    policy: PolicyOption = None,
+    on_regression: OnRegressionOption = OnRegression.keep,
+    junit: JunitOption = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Register under this name instead of the parent's.")
     ] = None,
@@ -88,9 +105,13 @@ def command(
       cilseg update --tags new_classes.json --dry-run
 
       cilseg update --tags new_classes.json
+
+      cilseg update --tags new_classes.json --policy strict --on-regression fuse --junit gate.xml
     """
     from cilseg.config import load_config
 
+    check_writable(junit)
+    asked = read_policy(policy) if policy else None
     target = open_registry(registry)
     version = target.resolve(parent)
     overrides = list(settings or [])
@@ -98,8 +119,11 @@ def command(
     overrides += [f"seed={seed}"] if seed is not None else []
     base = {} if config else dict(version.manifest.config)
     resolved = load_config(config, overrides, base=base)
+    if asked is not None:
+        resolved = resolved.model_copy(update={"gate": asked})
     if dry_run:
-        _dry_run(version, tags, image_root, untagged, json_)
+        power = None if no_gate else _power(target, version, resolved.gate, quiet=quiet)
+        _dry_run(version, tags, image_root, untagged, json_, power, resolved.gate.tolerance_points)
         return
 
     from cilseg.cli.verdict import finish
@@ -122,14 +146,45 @@ def command(
         saliency=saliency,
         name=name,
         gate=not no_gate,
+        on_regression=on_regression.value,
         resume=resume,
     )
     with resumable(), training_bar(progress_console(quiet=quiet), resolved.update.method) as on_tick:
         result = update_version(target, request, on_tick=on_tick)
-    finish(result.judgement, json_=json_, hint=registry_hint(registry))
+    finish(result.judgement, json_=json_, hint=registry_hint(registry), junit=junit)
 
 
-def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untagged: str | None, json_: bool) -> None:
+def _power(target: Registry, version: Version, policy: GatePolicy, *, quiet: bool) -> Sequence[ClassPower] | None:
+    from rich.progress import Progress
+
+    from cilseg.update.power import power_of
+
+    with Progress(console=progress_console(quiet=quiet), transient=True) as bar:
+        task = bar.add_task("gate set")
+        return power_of(
+            target, version, policy=policy, on_image=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _print_power(version: Version, power: Sequence[ClassPower] | None, tolerance_points: float) -> None:
+    if power is None:
+        if version.manifest.gate_set is None:
+            typer.echo(f"{version.ref} records no gate set, so the verdict will be HOLD.")
+        return
+    typer.echo(f"Gate set of {version.ref}, at a tolerance of {tolerance_points:g} points:")
+    for entry in power:
+        typer.echo(f"  {entry.sentence()}")
+
+
+def _dry_run(
+    version: Version,
+    tags: Path | None,
+    image_root: Path | None,
+    untagged: str | None,
+    json_: bool,
+    power: Sequence[ClassPower] | None,
+    tolerance_points: float,
+) -> None:
     from cilseg.data.check import check_images
     from cilseg.data.taglist import load_tag_list
     from cilseg.errors import InputError
@@ -149,6 +204,7 @@ def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untag
                 "trainable": not missing,
                 "missing": missing,
                 "classes": [{f: getattr(r, f) for f in fields} for r in rows],
+                "gate_power": None if power is None else [dataclasses.asdict(p) for p in power],
             }
         )
     else:
@@ -158,6 +214,7 @@ def _dry_run(version: Version, tags: Path | None, image_root: Path | None, untag
             title=f"{len(tag_list)} images for an update of {version.ref}",
             right={"present": True, "absent": True, "unknown": True},
         )
+        _print_power(version, power, tolerance_points)
         typer.echo("Not trainable yet." if missing else "Ready: run the same command without --dry-run.")
     if missing:
         raise typer.Exit(2)

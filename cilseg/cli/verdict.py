@@ -9,15 +9,23 @@ import typer
 from cilseg.cli.common import print_json, print_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cilseg.update import Judgement
 
 
-def finish(judgement: Judgement, *, json_: bool, hint: str = "") -> None:
+def finish(judgement: Judgement, *, json_: bool, hint: str = "", junit: Path | None = None) -> None:
     """Print scores and verdict; exit with 0 for PROMOTE or a plain evaluation, 3 otherwise.
 
-    ``hint`` ends the commands that are suggested.
+    ``hint`` ends the commands that are suggested; ``junit`` is where the verdict goes as XML.
     """
-    result = judgement.result
+    result, unfused = judgement.result, judgement.before_fusion
+    if junit is not None and result is not None:
+        from cilseg.bundle import write_file_atomically
+        from cilseg.evaluate.junit import junit_xml
+
+        reference = judgement.reference.ref if judgement.reference else ""
+        write_file_atomically(junit, junit_xml(result, title=f"{judgement.candidate.ref} against {reference}"))
     if json_:
         print_json(
             {
@@ -28,9 +36,16 @@ def finish(judgement: Judgement, *, json_: bool, hint: str = "") -> None:
                 "verdict": result.verdict if result else None,
                 "gate": result.to_json() if result else None,
                 "report": str(judgement.report) if judgement.report else None,
+                "fused_from": unfused.candidate.ref if unfused else None,
             }
         )
     else:
+        if unfused is not None and unfused.result is not None:
+            typer.echo(f"{unfused.candidate.ref}: {unfused.result.headline}")
+            typer.echo(
+                f"{judgement.candidate.ref} mixes it with its parent and is judged on images that the share was not "
+                "chosen on:"
+            )
         _print_scores(judgement)
         if result is not None:
             typer.echo(result.headline)

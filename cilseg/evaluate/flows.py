@@ -34,6 +34,31 @@ class ConfusionGrowth:
     grown_px: int
 
 
+@dataclass(frozen=True)
+class Usurpation:
+    """Pixels of an old class that a new class takes, as a share of the old class's pixels."""
+
+    old: str
+    new: str
+    after: float
+    pixels: int
+
+
+def usurpations(
+    candidate: Counts, *, names: Sequence[str], old_ids: Collection[int], limit: int = 12
+) -> tuple[Usurpation, ...]:
+    """Return which new class takes most of which old one, largest share first, from an (N, C, C) stack."""
+    after = candidate.sum(axis=0)
+    new_ids = [i for i in range(1, len(names)) if i not in old_ids]
+    found = [
+        Usurpation(names[o], names[n], float(after[o, n] / after[o].sum()), int(after[o, n]))
+        for o in old_ids
+        for n in new_ids
+        if after[o, n] > 0
+    ]
+    return tuple(sorted(found, key=lambda u: (-u.after, u.old, u.new))[:limit])
+
+
 def pixel_fates(
     parent: Counts, candidate: Counts, *, names: Sequence[str], old_ids: Sequence[int]
 ) -> tuple[PixelFate, ...]:

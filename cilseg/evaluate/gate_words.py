@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cilseg.evaluate.gate import ClassResult, GatePolicy, Verdict
+    from cilseg.evaluate.average_precision import AveragePrecision
+    from cilseg.evaluate.flows import ConfusionGrowth
+    from cilseg.evaluate.gate import ClassResult, GateExtras, GatePolicy, Verdict
+
+
+_WEAK_POINTS = 40.0
+"""New classes below this IoU are named among what to tag next."""
 
 
 def points(value: float | None, *, sign: bool = False) -> str:
@@ -31,6 +37,15 @@ def gate_set_advice(policy: GatePolicy) -> str:
     )
 
 
+def attempts_note(attempt: int, *, alpha: float) -> str:
+    """Say what judging several candidates on one gate set does to the error rate (union bound)."""
+    return (
+        f"Candidate number {attempt} of this lineage on this gate set: were all {attempt} of them worse by the "
+        f"tolerance, up to {percent(min(1.0, attempt * alpha))} of such series would promote at least one of them by "
+        f"luck (a single candidate: {percent(alpha)}). A fresh gate set starts again at one."
+    )
+
+
 @dataclass(frozen=True)
 class Told:
     """A judged candidate, told in sentences."""
@@ -39,6 +54,11 @@ class Told:
     classes: tuple[ClassResult, ...]
     policy: GatePolicy
     n_images: int
+    extras: GateExtras
+    grown: Sequence[ConfusionGrowth] = ()
+
+    def _tags_of(self, name: str) -> AveragePrecision | None:
+        return next((t for t in self.extras.tag_precision if t.name == name), None)
 
     def _of(self, *status: str) -> list[ClassResult]:
         return [c for c in self.classes if c.status in status]
@@ -78,6 +98,15 @@ class Told:
         return tuple(lines)
 
     def _reason(self, c: ClassResult) -> str:
+        if c.delta is None and c.role == "new":
+            tags, floor = self._tags_of(c.name), points(self.policy.ap_floor_of(c.name))
+            if tags is None:
+                return f"{c.name}: no mask and no tagged image shows it, so its floor is not checked."
+            seen = ", measured on images it was trained on" if tags.seen_in_training else ""
+            return (
+                f"{c.name}: average precision {points(tags.value)} (lower bound {points(tags.lower)}) on "
+                f"{tags.present} tagged {_images(tags.present)} that show it{seen}; the floor is {floor}."
+            )
         if c.delta is None:
             return f"{c.name}: no annotated image of the gate set shows it."
         if c.status == "dropped":
@@ -103,11 +132,40 @@ class Told:
             )
         lines += [self._class_advice(c) for c in self._of("undecided")]
         for c in self._of("below floor"):
-            if c.images < self.policy.min_images_per_class:
+            if c.delta is None:
+                least = self.policy.min_images_per_class
+                lines.append(
+                    f"{c.name}: tag images that training has not seen, at least {least} of them with it, and run: "
+                    "cilseg validate CANDIDATE --tags FILE; or draw masks of it in the gate set."
+                )
+            elif c.images < self.policy.min_images_per_class:
                 missing = self.policy.min_images_per_class - c.images
                 lines.append(f"{c.name}: annotate {_more(missing)}.")
             else:
                 lines.append(f"{c.name}: tag more images that show it (and some that do not), then update again.")
+        return tuple(lines)
+
+    def to_tag(self) -> tuple[str, ...]:
+        """Return what to tag next: what was lost, what is confused, and new classes that are still weak."""
+        lines = []
+        for c in [c for c in self._old if c.delta is not None and c.delta < 0 and c.status in ("dropped", "undecided")]:
+            partners = [g.prediction for g in self.grown if g.truth == c.name and g.prediction != "background"][:2]
+            beside = f", above all beside or instead of {' and '.join(partners)}" if partners else ""
+            lines.append(f"Images that show {c.name}{beside}: tag {c.name} present (old-class tags keep it).")
+        weak = [c for c in self.classes if c.role == "new" and c.after is not None and c.after < _WEAK_POINTS]
+        if weak:
+            named = ", ".join(f"{c.name} (IoU {points(c.after)})" for c in weak)
+            lines.append(f"More images of {named}, in other surroundings than so far.")
+        takers = {g.prediction for g in self.grown if g.truth != "background"} & {
+            c.name for c in self.classes if c.role == "new"
+        }
+        for name in sorted(takers):
+            taken = [g.truth for g in self.grown if g.prediction == name and g.truth != "background"][:3]
+            lines.append(
+                f"Images with {' or '.join(taken)} and without {name}: tag {name} absent, it takes their pixels."
+            )
+        if any(g.truth == "background" for g in self.grown[:3]):
+            lines.append("Images that show none of the classes: tag the new classes absent, they spill into it.")
         return tuple(lines)
 
     def _class_advice(self, c: ClassResult) -> str:
@@ -127,6 +185,8 @@ class Told:
 
     def notes(self) -> tuple[str, ...]:
         lines = []
+        if self.extras.attempt is not None and self.extras.attempt > 1:
+            lines.append(attempts_note(self.extras.attempt, alpha=self.policy.alpha))
         for c in self._old:
             if c.before is not None and c.before <= self.policy.tolerance_points:
                 lines.append(
@@ -140,7 +200,7 @@ class Told:
                         f"Background fell by {points(-c.delta)} points (reported, not judged): the candidate paints "
                         "classes where there is nothing."
                     )
-            elif c.role == "new" and c.delta is None:
+            elif c.role == "new" and c.delta is None and self._tags_of(c.name) is None:
                 lines.append(f"{c.name} is new and no annotated image shows it, so its quality is not measured here.")
         return tuple(lines)
 

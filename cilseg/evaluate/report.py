@@ -41,6 +41,7 @@ def write_report(
     title: str = "",
     lineage: Mapping[str, object] | None = None,
     command: str = "",
+    facts: Mapping[str, object] | None = None,
 ) -> None:
     """Write the verdict as HTML and JSON, each in one atomic step.
 
@@ -53,6 +54,7 @@ def write_report(
         title: what is judged, for example ``"animals:4 against animals:3"``.
         lineage: rows of the lineage block, in order: label -> value.
         command: the command that reproduces the verdict.
+        facts: further keys of ``gate.json``.
 
     Raises:
         MissingDependencyError: jinja2 is not installed.
@@ -64,6 +66,7 @@ def write_report(
     worst = comparison.worst if comparison else ()
     payload = {
         **result.to_json(),
+        **(facts or {}),
         "title": title,
         "lineage": dict(lineage or {}),
         "command": command,
@@ -115,6 +118,9 @@ def render_html(
         fate_names=_FATES,
         fates=[_fate(f) for f in result.fates],
         grown=result.grown,
+        usurped=result.usurped,
+        power={p.name: p for p in result.power},
+        tag_precision=result.extras.tag_precision,
         most_grown=max((g.grown_px for g in result.grown), default=1),
         colors=colors,
         worst=[_pictures(w, class_set) for w in comparison.worst] if comparison else [],
@@ -185,7 +191,16 @@ def _cards(result: GateResult) -> list[tuple[str, str, str]]:
         cards.append(
             ("Wrong before, right now", percent(result.flips["positive"] / pixels, decimals=1), "of scored pixels")
         )
-    cards.append(("Gate set", f"{result.n_images:,}", "annotated images" if result.n_images > 1 else "annotated image"))
+    extras = result.extras
+    if extras.regions is not None and extras.regions.regions:
+        r = extras.regions
+        cards.append(("Objects lost, found", f"−{r.negative} / +{r.positive}", f"of {r.regions:,} of old classes"))
+    if extras.calibration_error is not None:
+        before, after = extras.calibration_error
+        cards.append(("Calibration error", f"{points(before)} → {points(after)}", "points (ECE)"))
+    images = "annotated images" if result.n_images > 1 else "annotated image"
+    attempt = f", candidate no. {extras.attempt} on it" if extras.attempt is not None else ""
+    cards.append(("Gate set", f"{result.n_images:,}", images + attempt))
     return cards
 
 

@@ -17,7 +17,9 @@ from cilseg.bundle import Preprocessing
 from cilseg.classes import BACKGROUND, VOID_ID, ClassSet
 from cilseg.data.source import Source, map_mask
 from cilseg.errors import ArtifactError, FaultCollector, InputError, did_you_mean
+from cilseg.evaluate.calibration import Calibration, calibration_of
 from cilseg.evaluate.confusion import confusion_matrix
+from cilseg.evaluate.regions import RegionFlips, region_flips
 from cilseg.evaluate.scoring import Scores
 from cilseg_serve.preprocessing import prepare, restore_mask
 
@@ -25,6 +27,8 @@ Array = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 Predict = Callable[[Array], Array]
 """``(H, W, 3)`` uint8 RGB -> ``(H, W)`` uint8 ids."""
+PredictSure = Callable[[Array], tuple[Array, npt.NDArray[np.float32]]]
+"""``(H, W, 3)`` uint8 RGB -> ``(H, W)`` uint8 ids and ``(H, W)`` float32 soft-max probabilities of the winner."""
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
@@ -41,6 +45,19 @@ class JudgedModel:
     predict: Predict
     class_set: ClassSet
     preprocessing: Preprocessing | None = None
+    predict_sure: PredictSure | None = None
+    """Answers with confidence too, which is what calibration is measured from."""
+
+    def answer_sure(self, image: Array) -> tuple[Array, npt.NDArray[np.float32] | None]:
+        """Return :meth:`answer` and the ``(H, W)`` soft-max probability of the answer, None where it is not known.
+
+        Raises:
+            ArtifactError: as :meth:`answer`.
+        """
+        if self.predict_sure is None or self.preprocessing is not None:
+            return self.answer(image), None
+        mask, confidence = self.predict_sure(image)
+        return self._checked(mask, image), confidence
 
     def answer(self, image: Array) -> Array:
         """Return the ``(H, W)`` mask of an ``(H, W, 3)`` image, at the size of the image.
@@ -49,7 +66,10 @@ class JudgedModel:
             ArtifactError: the model answers with another size, another type, or ids outside its class set.
         """
         seen = image if self.preprocessing is None else prepare(image, self.preprocessing)
-        mask = np.asarray(self.predict(seen))
+        return restore_mask(self._checked(self.predict(seen), seen), image.shape[0], image.shape[1])
+
+    def _checked(self, answer: Array, seen: Array) -> Array:
+        mask = np.asarray(answer)
         if mask.shape != seen.shape[:2] or mask.dtype != np.uint8:
             raise ArtifactError(
                 f"The model answered an image of {seen.shape[0]}x{seen.shape[1]} pixels with {mask.dtype} of shape "
@@ -60,7 +80,7 @@ class JudgedModel:
                 f"The model answered with id {int(mask.max())}, its class set ends at {len(self.class_set) - 1} "
                 f"({self.class_set.names[-1]}). The weights and the class set do not belong together."
             )
-        return restore_mask(mask, image.shape[0], image.shape[1])
+        return mask
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,8 @@ class Comparison:
         negative_flips: (N,) pixels that the parent had right and the candidate has wrong.
         positive_flips: (N,) the opposite.
         scored_pixels: (N,) pixels that count.
+        regions: objects of old classes found before and lost now, and the opposite.
+        calibration: pixels by confidence of parent and candidate; None where one of them does not state any.
         worst: the images that lost most on old classes, worst first.
     """
 
@@ -123,6 +145,16 @@ class Comparison:
     positive_flips: Counts
     scored_pixels: Counts
     worst: tuple[WorstImage, ...]
+    regions: RegionFlips | None = None
+    calibration: tuple[Calibration, Calibration] | None = None
+
+    @property
+    def calibration_error(self) -> tuple[float, float] | None:
+        """Expected calibration error in points, before and after."""
+        if self.calibration is None:
+            return None
+        before, after = (100 * c.error for c in self.calibration)
+        return before, after
 
     @property
     def flips(self) -> dict[str, int]:
@@ -178,7 +210,7 @@ def compare_models(
     source: Source,
     *,
     annotated: Collection[str],
-    keep_worst: int = 12,
+    keep_worst: int = 10,
     on_progress: Progress | None = None,
     n_workers: int = 2,
 ) -> Comparison:
@@ -197,13 +229,20 @@ def compare_models(
     hidden = _hidden_ids(source, classes, annotated)
     confusions = np.zeros((2, len(source), len(classes), len(classes)), dtype=np.int64)
     negative, positive, scored = np.zeros((3, len(source)), dtype=np.int64)
+    regions = RegionFlips(0, 0, 0)
+    calibrations = [Calibration.empty(), Calibration.empty()]
     worst: list[tuple[float, int, WorstImage]] = []
     for index, image, truth in _read_ahead(source, classes, on_progress, n_workers=n_workers):
-        before: Array = to_candidate[parent.answer(image)]
-        after = candidate.answer(image)
+        answer, sure_before = parent.answer_sure(image)
+        before: Array = to_candidate[answer]
+        after, sure_after = candidate.answer_sure(image)
         truths = [_leave_out(truth, prediction, hidden) for prediction in (before, after)]
         for row, (seen, prediction) in enumerate(zip(truths, (before, after), strict=True)):
             confusions[row, index] = confusion_matrix(seen, prediction, n_classes=len(classes))
+        for row, (prediction, sure) in enumerate(((before, sure_before), (after, sure_after))):
+            if sure is not None:
+                calibrations[row] += calibration_of(truths[row], prediction, sure)
+        regions += region_flips(truth, before, after, classes=old)
         counted = (truths[0] != VOID_ID) & (truths[1] != VOID_ID)
         was_right, is_right = before == truth, after == truth
         negative[index] = np.count_nonzero(counted & was_right & ~is_right)
@@ -222,6 +261,8 @@ def compare_models(
         negative_flips=negative,
         positive_flips=positive,
         scored_pixels=scored,
+        regions=regions,
+        calibration=(calibrations[0], calibrations[1]) if all(c.pixels.any() for c in calibrations) else None,
         worst=tuple(item for _, _, item in sorted(worst, key=lambda entry: entry[:2], reverse=True)),
     )
 

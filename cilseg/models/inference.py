@@ -95,6 +95,31 @@ class InferenceGraph(nn.Module):
         Raises:
             InputError: not ``(H, W, 3)`` uint8.
         """
+        mask = self._pixel_logits(image).argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return restore_mask(mask, image.shape[0], image.shape[1])
+
+    def predict_sure(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Return :meth:`predict` and the soft-max probability of the answer, ``(H, W)`` float32.
+
+        Raises:
+            InputError: as :meth:`predict`.
+        """
+        logits = self._pixel_logits(image)
+        mask = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        confidence = logits.softmax(dim=0).amax(dim=0).float().cpu().numpy()
+        height, width = image.shape[:2]
+        return restore_mask(mask, height, width), restore_mask(confidence, height, width)
+
+    def class_scores(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Return ``(C,)`` the highest soft-max probability of each class anywhere in the image.
+
+        Raises:
+            InputError: as :meth:`predict`.
+        """
+        return np.asarray(self._pixel_logits(image).softmax(dim=0).amax(dim=(1, 2)).double().cpu().numpy())
+
+    def _pixel_logits(self, image: npt.NDArray[np.uint8]) -> Tensor:
+        """Return logits ``(C, h, w)`` at the size that the network sees, in evaluation mode."""
         prepared = prepare(image, self.preprocessing)
         modes = [(module, module.training) for module in self.modules()]
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
@@ -102,9 +127,7 @@ class InferenceGraph(nn.Module):
             self.eval()
             with torch.inference_mode():
                 batch = torch.from_numpy(np.array(prepared)[None]).to(device)
-                logits = self.upsample(self.stride_logits(batch), batch.shape[1], batch.shape[2])
-                mask = logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+                return self.upsample(self.stride_logits(batch), batch.shape[1], batch.shape[2])[0]
         finally:
             for module, training in modes:
                 module.training = training
-        return restore_mask(mask, image.shape[0], image.shape[1])

@@ -34,7 +34,9 @@ def move(
     head = ledger.head(connection, version.name, alias)
     if head is not None and head["number"] == version.number:
         return replace(ledger.alias_event(head), moved=False)
-    refusal, report = (None, None) if alias in UNGATED_ALIASES else judge(version)
+    refusal, report = (None, None)
+    if alias not in UNGATED_ALIASES:
+        refusal, report = judge(version, parent=_parent_of(connection, store, version))
     if refusal is not None and not force:
         raise GateError(refusal)
     at = head["number"] if head is not None else None
@@ -94,6 +96,13 @@ def rollback(
         gate_report=before["gate_report"],
         undo=before["undo"],
     )
+
+
+def _parent_of(connection: Connection, store: FolderStore, version: Version) -> Version | None:
+    """Return the parent whose terms a verdict has to meet; None where this registry does not know it."""
+    digest = version.manifest.parent
+    known = lookup.versions(connection, store, where=lookup.table.c.digest == digest) if digest is not None else []
+    return known[0] if known else None
 
 
 def _check_target(

@@ -17,6 +17,7 @@ from cilseg.registry import Registry, Version
 from cilseg.train.engine import OnTick
 from cilseg.train.steps import masked_set, run_id_of, train_base
 from cilseg.update.bundle import announce, gate_set_of, register_bundle
+from cilseg.update.gate_set import check_unseen, image_hashes
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         )
     if gate:
         check_source(gate, class_set=class_set)
+        trained = dict.fromkeys(image_hashes(source.image_paths), f"{request.data}, split {request.split!r}")
+        check_unseen(gate, trained)
     fingerprint = source.fingerprint()
     run_id = run_id_of(
         kind="base",
@@ -99,6 +102,7 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         data=dict(fingerprint),
         gate_set=gate_set_of(gate) if gate else None,
         run_dir=run_dir,
+        images=source.image_paths,
     )
     if first:
         registry.promote(version.ref, why="first version of the lineage")

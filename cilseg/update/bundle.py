@@ -6,11 +6,12 @@ import logging
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cilseg.bundle import LABELS, MODEL_CARD, GateSet, Manifest, verify_files, write_manifest
+from cilseg.bundle import CHECKPOINT, LABELS, MODEL_CARD, GateSet, Manifest, verify_files, write_manifest
 from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.source import Source
@@ -21,6 +22,7 @@ from cilseg.registry import Registry, Version
 from cilseg.train.engine import LOG_FILE, RESUME_FILE
 from cilseg.train.environment import environment
 from cilseg.train.steps import KEEP
+from cilseg.update.gate_set import TRAINING_IMAGES, training_list
 
 TAG_LIST_FILE = "tags.json"
 PSEUDO_LABELS_FILE = "pseudo_labels.zip"
@@ -70,10 +72,14 @@ def register_bundle(
     data: dict[str, Any],
     gate_set: GateSet | None,
     run_dir: Path,
+    images: Sequence[Path] = (),
     parent: Version | None = None,
     tag_list: Path | None = None,
 ) -> Version:
-    """Write the bundle into a temporary directory beside the run and register it; return the version."""
+    """Write the bundle into a temporary directory beside the run and register it; return the version.
+
+    ``images`` are the files it was trained on; hashes of their content go into the bundle.
+    """
     for leftover in run_dir.glob(f"{_STAGING}*"):  # of a run that was killed while it registered
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=_STAGING) as temporary:
@@ -85,6 +91,8 @@ def register_bundle(
             shutil.copyfile(file, directory / file.name)
         if tag_list is not None:
             shutil.copyfile(tag_list, directory / TAG_LIST_FILE)
+        if images:
+            (directory / TRAINING_IMAGES).write_text(training_list(images), encoding="ascii")
         manifest = Manifest(
             classes=class_set.to_json(),
             architecture=model.architecture,
@@ -114,6 +122,34 @@ def attach_pseudo_labels(registry: Registry, version: Version, run_dir: Path) ->
             for file in sorted(folder.glob("*.png")):
                 archive.write(file, file.name)
         registry.attach(version, PSEUDO_LABELS_FILE, path, kind="pseudo-labels")
+
+
+def register_copy(
+    registry: Registry,
+    version: Version,
+    model: SegmentationModel,
+    *,
+    parent: Version,
+    data: dict[str, Any],
+    directory: Path,
+) -> Version:
+    """Register ``model`` as a version that shares everything but the weights (and ``data``) with ``version``."""
+    for name in version.manifest.files:
+        if name not in (CHECKPOINT, MODEL_CARD):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(version.path / name, directory / name)
+    save_weights(model, directory)
+    manifest = version.manifest.model_copy(
+        update={
+            "method": f"{version.manifest.method}+fused",
+            "parent": parent.digest,
+            "data": {**version.manifest.data, **data},
+            "files": {},
+        }
+    )
+    (directory / MODEL_CARD).write_text(model_card(version.name, manifest, parent), encoding="utf-8")
+    write_manifest(directory, manifest)
+    return registry.register(version.name, directory)
 
 
 def _finished_at(run_dir: Path) -> str:

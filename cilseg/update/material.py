@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,8 @@ class UpdateRequest:
     """Register the result under another name than the parent's."""
     gate: bool = True
     """Ask the gate afterwards; else the candidate is registered unjudged."""
+    on_regression: Literal["keep", "fuse"] = "keep"
+    """``fuse``: a candidate that is not promoted is fused with its parent and judged again."""
     resume: bool = False
 
 
@@ -68,6 +70,8 @@ class Material:
     identity: dict[str, Any]
     """What makes the run the same run, beside parent, settings and seed."""
     fingerprint: dict[str, Any]
+    images: tuple[Path, ...]
+    """Files that are learned from."""
     tag_list: TagList | None = None
     inputs: StepInputs = field(default_factory=StepInputs)
 
@@ -170,6 +174,7 @@ def _from_tag_list(parent: Version, request: UpdateRequest, method: type[Method]
             "untagged": tag_list.untagged,
         },
         fingerprint={"images": len(tag_list), "tags_sha256": tag_list.sha256, "untagged": tag_list.untagged},
+        images=tuple(image.file for image in tag_list.images),
         tag_list=tag_list,
     )
 
@@ -249,6 +254,7 @@ def _from_masks(parent: Version, request: UpdateRequest, method: type[Method]) -
         ),
         identity={"data": fingerprint, "classes": class_set.names},
         fingerprint=dict(fingerprint),
+        images=source.image_paths,
     )
 
 
@@ -274,13 +280,14 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
     parent = material.parent
     replay: Replay | None = None
     saliency: Any = None
-    identity = dict(material.identity)
+    identity, images = dict(material.identity), material.images
     if request.replay is not None:
         folders = open_image_folders(request.replay, classes=parent.manifest.class_set.foreground)
         check_images(folders.files, what=f"Replay folder {request.replay}")
         ids = [parent.manifest.class_set.id_of(name) for name in folders.names]
         reader = partial(read_prepared, folders.files, parent.manifest.preprocessing)
         replay = Replay(reader, np.array(ids, dtype=np.int64))
+        images += folders.files
         identity["replay"] = [(file.name, file.stat().st_size) for file in folders.files]
     if request.saliency == BUILTIN:
         saliency = BUILTIN
@@ -292,4 +299,4 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         saliency = partial(read_saliency_of, maps, files)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
     inputs = StepInputs(replay=replay, saliency=saliency, kept=parent.path)
-    return dataclasses.replace(material, identity=identity, inputs=inputs)
+    return dataclasses.replace(material, identity=identity, images=images, inputs=inputs)

@@ -12,7 +12,8 @@ from cilseg.registry import Registry, Version
 from cilseg.train.engine import OnTick
 from cilseg.train.steps import run_id_of, train_increment
 from cilseg.update.bundle import announce, attach_pseudo_labels, model_of, register_bundle
-from cilseg.update.judge import Judgement, open_gate_set, validate_version
+from cilseg.update.gate_set import check_unseen, image_hashes, open_gate_set, trained_on
+from cilseg.update.judge import Judgement, TagsToScore, fuse_on_regression, validate_version
 from cilseg.update.material import Material, UpdateRequest, check_supervision, gather
 
 CANDIDATE = "candidate"
@@ -45,7 +46,7 @@ def update_version(
     old_model = model_of(parent)
     step = gather(parent, request)
     if request.gate:
-        _check_gate_set(step)
+        _check_gate_set(registry, step)
     run_id = run_id_of(
         kind="update",
         parent=parent.digest,
@@ -78,6 +79,7 @@ def update_version(
         data=step.fingerprint,
         gate_set=parent.manifest.gate_set,
         run_dir=run_dir,
+        images=step.images,
         parent=parent,
         tag_list=step.tag_list.path if step.tag_list else None,
     )
@@ -85,20 +87,37 @@ def update_version(
     # Two candidates of one parent may give an id two names; nothing is served from this alias.
     why = f"result of update from {parent.ref}"
     registry.promote(candidate.ref, alias=CANDIDATE, why=why, class_change=True)
-    if request.gate:
-        judgement = validate_version(registry, candidate.ref, against=parent.ref, on_image=on_image)
-    else:
-        judgement = Judgement(candidate, parent, {}, None, None, None)
-    return UpdateResult(registry.resolve(candidate.ref), parent, judgement)
+    if not request.gate:
+        return UpdateResult(registry.resolve(candidate.ref), parent, Judgement(candidate, parent, {}, None, None, None))
+    judgement = validate_version(
+        registry,
+        candidate.ref,
+        against=parent.ref,
+        policy=config.gate,
+        tags=TagsToScore(step.tag_list, seen_in_training=True) if step.tag_list is not None else None,
+        on_image=on_image,
+    )
+    fused = None
+    if request.on_regression == "fuse":
+        fused = fuse_on_regression(registry, judgement, on_image=on_image)
+    last = fused or judgement
+    if fused is not None:
+        why = f"fusion of {candidate.ref} with {parent.ref}"
+        registry.promote(fused.candidate.ref, alias=CANDIDATE, why=why, class_change=True)
+    return UpdateResult(registry.resolve(last.candidate.ref), parent, last)
 
 
-def _check_gate_set(step: Material) -> None:
+def _check_gate_set(registry: Registry, step: Material) -> None:
     """Read the images that will judge the candidate now, instead of after hours of training."""
     gate_set = step.parent.manifest.gate_set
     if gate_set is None:
         return
+    trained = trained_on(registry, step.parent)
+    trained.update(dict.fromkeys(image_hashes(step.images), "in this update"))
     try:
-        check_source(open_gate_set(gate_set), class_set=step.class_set)
+        source = open_gate_set(gate_set)
+        check_source(source, class_set=step.class_set)
+        check_unseen(source, trained)
     except InputError as exc:
         raise type(exc)(
             f"The gate set of {step.parent.ref} could not judge the result:\n{exc}\n"

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from cilseg.errors import InputError
-from cilseg.evaluate.bootstrap import paired_bootstrap, resample_weights, student_t_quantile
+from cilseg.evaluate.bootstrap import paired_bootstrap, rarest_class, resample_weights
+from cilseg.evaluate.student import effective_degrees, student_t_quantile
 
 Counts = npt.NDArray[np.int64]
 
@@ -43,7 +44,8 @@ def test_estimates_are_dataset_level_iou_differences() -> None:
 def test_replicates_equal_resampling_images_one_by_one() -> None:
     parent, candidate = stacks(12)
     drawn = paired_bootstrap(parent, candidate, mean_of=[1, 2], resamples=100, seed=5)
-    weights = resample_weights(12, resamples=100, generator=np.random.default_rng(5))
+    strata = rarest_class(parent.sum(axis=2) > 0)
+    weights = resample_weights(strata, resamples=100, generator=np.random.default_rng(5))
     for replicate, weight in zip(drawn.replicates, weights, strict=True):
         before, after = np.tensordot(weight, parent, 1), np.tensordot(weight, candidate, 1)
         expected = iou(after) - iou(before)
@@ -68,10 +70,34 @@ def test_seed_decides() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_weights_are_multinomial() -> None:
-    weights = resample_weights(50, resamples=4000, generator=np.random.default_rng(0))
-    assert np.all(weights.sum(axis=1) == 50)
-    assert abs(weights.var() - 49 / 50) < 0.02
+def test_weights_keep_mean_and_variance_in_strata_of_any_size() -> None:
+    """Rao and Wu: a stratum of n weighs n in expectation, and a stratum's total varies as a sample of n would."""
+    strata = np.repeat([0, 1, 2], [1, 2, 40])
+    weights = resample_weights(strata, resamples=20_000, generator=np.random.default_rng(0))
+    assert np.all(weights[:, 0] == 1)
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.05)
+    values = np.random.default_rng(1).normal(size=40)
+    totals = weights[:, 3:] @ values
+    assert totals.var() == pytest.approx(40 * values.var(ddof=1), rel=0.05)
+    assert (weights[:, 1:3] @ [1.0, -1.0]).var() == pytest.approx(2 * np.var([1.0, -1.0], ddof=1), rel=0.05)
+
+
+def test_strata_are_the_rarest_class_shown() -> None:
+    present = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]], dtype=bool)
+    assert rarest_class(present).tolist() == [1, 2, 2, 1, -1]
+
+
+def test_every_class_is_in_every_resample() -> None:
+    """Class 3 has no stratum of its own: each of its images also shows the rarer class 1 or 2."""
+    parent, candidate = (np.zeros((40, 4, 4), dtype=np.int64) for _ in range(2))
+    for stack in (parent, candidate):
+        stack[:, 0, 0] = 100
+        stack[:6, 1, 1], stack[6:12, 2, 2], stack[[0, *range(6, 12)], 3, 3] = 9, 9, 9
+    candidate[::2, 3, 3] -= 4
+    candidate[::2, 3, 0] += 4
+    candidate = np.maximum(candidate, 0)
+    drawn = paired_bootstrap(parent, candidate, mean_of=[1, 2, 3], resamples=5000)
+    assert not np.isnan(drawn.replicates[:, :4]).any()
 
 
 def test_identical_models_have_bounds_at_zero() -> None:
@@ -99,21 +125,46 @@ def test_class_without_truth_is_nan_and_leaves_the_mean() -> None:
     assert drawn.lower(0.05)[-1] == pytest.approx(drawn.lower(0.05)[1], abs=1e-6)
 
 
-def test_rare_class_uses_only_resamples_that_show_it() -> None:
+def test_rare_class_is_in_every_resample_and_has_bounds() -> None:
     parent, candidate = stacks(20)
     parent[:, 1] = candidate[:, 1] = 0
     parent[:2, 1, 1], candidate[0, 1, 1], candidate[1, 1, 0] = 9, 9, 9
     drawn = paired_bootstrap(parent, candidate, mean_of=[1], resamples=2000)
-    missing = np.isnan(drawn.replicates[:, 1]).mean()
-    assert missing == pytest.approx((18 / 20) ** 20, abs=0.03)
+    assert not np.isnan(drawn.replicates[:, 1]).any()
     assert np.isfinite(drawn.lower(0.05)[1])
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 4, 9, 19, 200])
-@pytest.mark.parametrize("probability", [0.005, 0.05, 0.5, 0.95])
+def test_bound_is_never_bolder_than_estimate_and_standard_error() -> None:
+    parent, candidate = stacks(60)
+    drawn = paired_bootstrap(parent, candidate, mean_of=[1, 2, 3], resamples=2000)
+    t = np.array([student_t_quantile(0.95, int(d)) for d in drawn.degrees])
+    assert np.all(drawn.lower(0.05) <= drawn.delta - t * drawn.standard_error + 1e-9)
+    assert np.all(drawn.upper(0.05) >= drawn.delta + t * drawn.standard_error - 1e-9)
+
+
+def test_standard_error_is_that_of_the_jackknife() -> None:
+    parent, candidate = stacks(80)
+    drawn = paired_bootstrap(parent, candidate, mean_of=[1, 2], resamples=100)
+    left_out = [
+        iou(np.delete(candidate, i, axis=0).sum(0)) - iou(np.delete(parent, i, axis=0).sum(0)) for i in range(80)
+    ]
+    jackknife = np.sqrt(79 / 80 * ((left_out - np.mean(left_out, axis=0)) ** 2).sum(axis=0))
+    np.testing.assert_allclose(drawn.standard_error[1:-1], jackknife[1:], rtol=0.05)
+
+
+def test_heavy_tails_leave_few_degrees_of_freedom() -> None:
+    normal = stats.norm.ppf((np.arange(100) + 0.5) / 100)
+    assert 85 <= effective_degrees(normal, at_most=99) <= 99
+    one_large = np.append(np.full(99, 0.1), 10.0)
+    assert effective_degrees(one_large, at_most=99) == 2
+    assert effective_degrees(np.zeros(5), at_most=4) == 4
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30, 31, 200])
+@pytest.mark.parametrize("probability", [0.0005, 0.05, 0.5, 0.95])
 def test_student_t_quantile(degrees: int, probability: float) -> None:
     expected = float(stats.t.ppf(probability, degrees))
-    assert student_t_quantile(probability, degrees) == pytest.approx(expected, rel=0.02, abs=1e-9)
+    assert student_t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(

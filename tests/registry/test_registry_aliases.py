@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,30 @@ def test_a_child_needs_the_gate(registry: Registry, tmp_path: Path) -> None:
     assert (event.to_number, event.forced) == (2, False)
     assert event.gate_report == f"gate.json {registry.attachment(child, 'gate.json').sha256}"
     assert registry.promote("animals:1").to_number == 1  # a parentless version needs no verdict
+
+
+def test_a_verdict_counts_only_on_the_terms_of_the_parent(registry: Registry, tmp_path: Path) -> None:
+    base, other = registered(registry, tmp_path, 2)
+    child = _child(registry, tmp_path, base, seed=7, adds="cow")
+
+    def attach(reference: str, **policy: object) -> None:
+        content = {"verdict": "PROMOTE", "reference_digest": reference, "policy": policy}
+        registry.attach(child, "gate.json", json.dumps(content).encode(), kind="gate")
+
+    attach(base.digest, tolerance_points=5.0, min_images_per_class=10)
+    with pytest.raises(
+        GateError,
+        match=r"laxer policy.*animals:1: tolerance_points 5 instead of 3; min_images_per_class 10 instead of 20",
+    ):
+        registry.promote(child.ref)
+    attach(other.digest, tolerance_points=3.0)
+    with pytest.raises(GateError, match=r"not with its parent animals:1"):
+        registry.promote(child.ref)
+    assert registry.history("animals") == []
+    assert registry.promote(child.ref, force=True, why="agreed").forced
+    registry.promote(base.ref)
+    attach(base.digest, tolerance_points=2.0)
+    assert not registry.promote(child.ref).forced
 
 
 def test_force_needs_a_reason_and_stands_out(registry: Registry, tmp_path: Path) -> None:
