@@ -6,10 +6,10 @@ import json
 
 from cilseg.classes import ClassSet
 from cilseg.errors import ArtifactError, NotFoundError
-from cilseg.registry.attachments import find_attachment
 from cilseg.registry.records import Attachment, Version
 
 GATE_FILE = "gate.json"
+GATE_PAGE = "gate.html"
 PROMOTE = "PROMOTE"
 UNGATED_ALIASES = frozenset({"candidate"})
 """Aliases that nothing is served from: they mark what is still to be judged."""
@@ -22,13 +22,22 @@ def read_gate(version: Version) -> tuple[str | None, Attachment | None]:
         ArtifactError: the report is damaged or holds no verdict.
     """
     try:
-        report = find_attachment(version, GATE_FILE)
+        report = version.store.attachment(version, GATE_FILE)
     except NotFoundError:
         return None, None
     try:
-        return str(json.loads(report.path.read_text(encoding="utf-8"))["verdict"]), report
+        return verdict_in(report.path.read_bytes()), report
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{report.path} holds no verdict. Judge it again: cilseg validate {version.ref}") from error
+
+
+def verdict_in(report: bytes) -> str:
+    """Return the verdict of a ``gate.json``.
+
+    Raises:
+        ValueError, KeyError, TypeError: it holds none.
+    """
+    return str(json.loads(report)["verdict"])
 
 
 def gate_refusal(version: Version, verdict: str | None) -> str | None:
@@ -42,9 +51,17 @@ def gate_refusal(version: Version, verdict: str | None) -> str | None:
             f"{version.ref}` first, {force}."
         )
     return (
-        f"The gate said {verdict} for {version.ref}, not {PROMOTE}. Read {version.path / 'attachments' / 'gate.html'}, "
+        f"The gate said {verdict} for {version.ref}, not {PROMOTE}. Read {gate_page(version)}, "
         f"then update the model or the gate set and run `cilseg validate {version.ref}` again, {force}."
     )
+
+
+def gate_page(version: Version) -> str:
+    """Return where a reader finds the gate's report."""
+    try:
+        return str(version.store.attachment(version, GATE_PAGE).path)
+    except (NotFoundError, ArtifactError):
+        return f"{version.store.place_of(version.digest)}/attachments/{GATE_PAGE}"
 
 
 def renamed_ids(current: ClassSet, target: ClassSet) -> list[str]:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import alembic.runtime.environment  # noqa: F401  once, instead of in every child
 import pytest
 import sqlalchemy
 from registry_bundles import make_bundle, registered
