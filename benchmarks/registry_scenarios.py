@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cilseg.bundle import Architecture, Manifest, Preprocessing, write_manifest
@@ -59,13 +60,17 @@ class World:
     url: str
     other_url: str
 
-    @property
+    @cached_property
     def registry(self) -> Registry:
         return Registry.open(self.url)
 
-    @property
+    @cached_property
     def other(self) -> Registry:
         return Registry.open(self.other_url)
+
+    def reopened(self) -> World:
+        """Return the same world as a process sees it that starts now."""
+        return World(self.folder, self.url, self.other_url)
 
     @property
     def bundle(self) -> Path:
@@ -187,7 +192,7 @@ def points_of(world: World, scenario: Scenario) -> Counter[str]:
     def work() -> None:
         with trace.open("w") as handle:
             killpoints.listener = lambda name: print(name, file=handle)
-            scenario.act(world)
+            scenario.act(world.reopened())
 
     assert in_child(work) == 0
     return Counter(name for name in trace.read_text().split("\n") if name)
@@ -198,7 +203,7 @@ def kill_at(world: World, scenario: Scenario, point: str, nth: int) -> bool:
 
     def work() -> None:
         os.environ[killpoints.VARIABLE] = f"{point}:{nth}"
-        scenario.act(world)
+        scenario.act(world.reopened())
 
     status = in_child(work)
     assert status in (0, -signal.SIGKILL), f"{point}:{nth} ended with {status}"
@@ -210,6 +215,7 @@ def faults_after(world: World, scenario: Scenario) -> list[str]:
     before = {NAME: [1, 2, 3]}
     wrong: list[str] = []
     for step in ("after the kill", "after the repetition"):
+        world = world.reopened()
         for registry in (world.registry, world.other):
             try:
                 report = check_registry(registry)

@@ -64,11 +64,11 @@ def test_kill_at_every_point(template: World, tmp_path: Path, name: str) -> None
     assert {point.partition(".")[0] for point in points} - {"lease"} == {scenario.operation}
     finished = set()
     for number, (point, count) in enumerate(sorted(points.items())):
-        for nth in {1, count}:
-            world = copied(template, tmp_path / f"w{number}-{nth}")
-            assert kill_at(world, scenario, point, nth), point
-            finished.add(scenario.done(world))
-            assert faults_after(world, scenario) == [], point
+        # The benchmark registry_kill takes every passing; here a point's first and last take turns.
+        world = copied(template, tmp_path / f"w{number}")
+        assert kill_at(world, scenario, point, count if number % 2 else 1), point
+        finished.add(scenario.done(world.reopened()))
+        assert faults_after(world, scenario) == [], point
     assert finished == {True, False}
 
 
@@ -117,7 +117,7 @@ def test_every_act_on_disk_is_behind_its_point(template: World, tmp_path: Path, 
             os.replace = noting(os.replace, "rename")  # type: ignore[assignment]
             os.rename = noting(os.rename, "rename")  # type: ignore[assignment]
             sqlalchemy.event.listen(sqlalchemy.Engine, "commit", _commit_noter(note))
-            scenario.act(world)
+            scenario.act(world.reopened())
 
     assert in_child(work) == 0
     lines = [line for line in trace.read_text().splitlines() if line]
@@ -155,13 +155,12 @@ def test_kill_in_the_first_registration(tmp_path: Path) -> None:
     points = points_of(World(tmp_path, str(tmp_path / "traced"), ""), scenario)
     assert {"register.create", "register.migrate-commit", "register.log-fsync"} <= set(points)
     for number, (point, count) in enumerate(sorted(points.items())):
-        for nth in {1, count}:
-            world = World(tmp_path, str(tmp_path / f"r{number}-{nth}"), "")
-            assert kill_at(world, scenario, point, nth)
-            registry = world.registry
-            assert registry.register("animals", bundle, alias="production").ref == "animals:1"
-            assert registry.resolve("animals@production").number == 1
-            assert check_registry(registry).faults == ()
+        world = World(tmp_path, str(tmp_path / f"r{number}"), "")
+        assert kill_at(world, scenario, point, count if number % 2 else 1)
+        registry = world.registry
+        assert registry.register("animals", bundle, alias="production").ref == "animals:1"
+        assert registry.resolve("animals@production").number == 1
+        assert check_registry(registry).faults == ()
 
 
 # Several processes
