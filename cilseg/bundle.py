@@ -175,11 +175,20 @@ def read_manifest(directory: Path) -> Manifest:
         raise NotFoundError(
             f"{directory} is no bundle: {MANIFEST} is missing. Give a bundle directory or a registry reference."
         )
+    return parse_manifest(path.read_bytes(), where=str(path))
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """Check the text of a ``manifest.json``; ``where`` names it in messages.
+
+    Raises:
+        ArtifactError: not JSON, another schema, or fields missing.
+    """
     try:
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Manifest.model_validate(json.loads(data))
     except (ValidationError, ValueError) as exc:
         raise ArtifactError(
-            f"{path} cannot be read: {exc}. It was edited by hand or written by another version of cilseg."
+            f"{where} cannot be read: {exc}. It was edited by hand or written by another version of cilseg."
         ) from exc
 
 

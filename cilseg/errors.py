@@ -46,6 +46,12 @@ class MissingDependencyError(CilsegError):
     http_status = 501
 
 
+class StoreError(CilsegError):
+    """A remote artifact store cannot be reached or does not answer as it should. Exit code 1."""
+
+    http_status = 503
+
+
 class GateError(CilsegError):
     """The gate rejected or held a candidate. Exit code 3."""
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from cilseg.registry import Registry
 
+OnBytes = Callable[[str, int, int], None]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no log lines; only the result.")]
 RegistryOption = Annotated[
     str | None,
-    typer.Option("--registry", envvar="CILSEG_REGISTRY", help="Registry folder (default: ./cilseg-registry)."),
+    typer.Option(
+        "--registry", envvar="CILSEG_REGISTRY", help="Folder or postgresql://... (default: ./cilseg-registry)."
+    ),
 ]
 
 
@@ -96,11 +99,42 @@ def print_table(
 
 def registry_hint(url: str | None) -> str:
     """Return the option that a suggested command needs where the registry was named on the command line."""
-    return "" if url is None or url == os.environ.get("CILSEG_REGISTRY") else f" --registry {shlex.quote(url)}"
+    if url is None or url == os.environ.get("CILSEG_REGISTRY"):
+        return ""
+    from cilseg.registry.address import without_password
+
+    return f" --registry {shlex.quote(without_password(url))}"
 
 
-def open_registry(url: str | None) -> Registry:
+def open_registry(url: str | None, *, store: str | None = None, progress: OnBytes | None = None) -> Registry:
     """Open the registry named on the command line, by ``CILSEG_REGISTRY``, or the default."""
     from cilseg.registry import Registry
 
-    return Registry.open(url)
+    return Registry.open(url, store=store, progress=progress)
+
+
+@contextmanager
+def transfer_bar(*, quiet: bool = False) -> Iterator[OnBytes]:
+    """Show a progress bar of bytes on stderr for every file that is copied."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=progress_console(quiet=quiet)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield update
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Return a size for people: ``1.5 GB``; ``-`` where it is not known."""
+    if size_bytes is None:
+        return "-"
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= step:
+            return f"{size_bytes / step:.1f} {unit}"
+    return f"{size_bytes} B"

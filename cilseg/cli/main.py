@@ -25,6 +25,14 @@ VERBS = {
     "list": "list_",
     "show": "show",
     "pseudo-labels": "pseudo_labels",
+    "log": "log",
+    "diff": "diff",
+    "history": "history",
+    "push": "push",
+    "pull": "pull",
+    "gc": "gc",
+    "fsck": "fsck",
+    "migrate": "migrate",
     "export": "export",
     "predict": "predict",
     "scenes": "scenes",
@@ -38,6 +46,9 @@ _EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "onnxruntime": "cpu",
+    "psycopg": "postgres",
+    "fsspec": "s3",
+    "s3fs": "s3",
 }
 
 app = typer.Typer(

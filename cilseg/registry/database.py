@@ -2,178 +2,194 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
-import sqlite3
+import shlex
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
-from cilseg.bundle import fsync_directory
-from cilseg.errors import ArtifactError, CilsegError, ConflictError, InputError, NotFoundError
-from cilseg.registry.schema import SCHEMA_VERSION, meta, metadata
+from cilseg.errors import ArtifactError, NotFoundError
+from cilseg.registry.address import Address
+from cilseg.registry.killpoints import point
+from cilseg.registry.migrate import current_revision, upgrade
+from cilseg.registry.schema import HEAD, REVISIONS
 
 T = TypeVar("T")
-_BUSY_TIMEOUT_S = 5.0
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_REFUSED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+LOCK_TIMEOUT_S = 30.0
 
 
-def missing_registry(root: Path) -> NotFoundError:
+def missing_registry(where: str) -> NotFoundError:
     """Return the error for reading a registry that does not exist."""
     return NotFoundError(
-        f"There is no registry at {root}. Run `cilseg demo` or `cilseg train` to make one, or name another with "
+        f"There is no registry at {where}. Run `cilseg demo` or `cilseg train` to make one, or name another with "
         "--registry FOLDER or the variable CILSEG_REGISTRY."
     )
 
 
-class Database:
-    """SQLite in WAL mode. Work is a function of a connection, run in one transaction and rolled back if it raises.
+def rebuild_command(where: str) -> str:
+    """Return the shell command that rebuilds the database of the registry at ``where``."""
+    return f"cilseg fsck --rebuild --registry {shlex.quote(where)}"
+
+
+class Database(ABC):
+    """Work is a function of a connection, run in one transaction and rolled back if it raises.
 
     Connections are opened per transaction, so an object may be shared by threads and survives a fork.
     """
 
-    def __init__(self, path: Path, *, lock_timeout_s: float = 30.0) -> None:
-        self.path = path
+    shared: bool
+    """Used from several machines: never made or upgraded unasked."""
+
+    def __init__(self, where: str, *, lock_timeout_s: float) -> None:
+        self.where = where
         self._lock_timeout_s = lock_timeout_s
         self._checked = False
 
+    @abstractmethod
     def exists(self) -> bool:
-        return self.path.is_file()
+        """Return whether there may be a registry; false only where there certainly is none."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what must be there before the tables are made."""
+
+    @abstractmethod
+    def lock(self, connection: Connection) -> None:
+        """Wait until this transaction is the only one that writes."""
+
+    @abstractmethod
+    def make_engine(self) -> Engine: ...
+
+    @abstractmethod
+    def is_busy(self, error: DBAPIError) -> bool:
+        """Return whether the same transaction may succeed when it is run again."""
+
+    @abstractmethod
+    def explained(self, error: DBAPIError) -> Exception:
+        """Return the error to raise in place of the driver's."""
+
+    @abstractmethod
+    def check_integrity(self) -> list[str]:
+        """Return what the database engine itself finds wrong."""
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` on one consistent state.
 
         Raises:
-            NotFoundError: there is no database yet.
+            NotFoundError: there is no registry yet.
             ConflictError: it stayed locked.
-            ArtifactError: it is damaged or from a newer cilseg.
+            ArtifactError: it is damaged, from a newer cilseg, or shared and from an older one.
         """
         if not self.exists():
-            raise missing_registry(self.path.parent)
+            raise missing_registry(self.where)
+        if not self._checked:
+            self._check()
+        return self._run(work, write=False)
 
-        def checked(connection: Connection) -> T:
-            if not self._checked:
-                if not inspect(connection).has_table(meta.name):
-                    raise missing_registry(self.path.parent)
-                self._check_schema(connection)
-            return work(connection)
+    def write(self, work: Callable[[Connection], T], *, step: str = "commit", unchecked: bool = False) -> T:
+        """Run ``work`` as the only writer; makes the database first where there is none and it is not shared.
 
-        return self._run("BEGIN", checked)
-
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` as the only writer; makes the database first where there is none.
+        ``step`` names the kill point before the commit; ``unchecked`` is for work that makes the tables itself.
 
         Raises:
             ConflictError: another writer held the lock longer than the timeout.
-            ArtifactError: the database is damaged or from a newer cilseg.
+            ArtifactError: as :meth:`read`.
         """
-        if not self._checked:
-            self._prepare()
-        return self._run("BEGIN IMMEDIATE", work)
+        if not self._checked and not unchecked:
+            self._check(make=True)
+        return self._run(work, write=True, step=step)
 
-    def _prepare(self) -> None:
-        if not self.exists():
-            self.path.touch()
-            fsync_directory(self.path.parent)
+    def migrate(self) -> tuple[str | None, str]:
+        """Make or upgrade the tables; return the revisions before and after.
 
-        def create(connection: Connection) -> None:
-            if not inspect(connection).has_table(meta.name):
-                metadata.create_all(connection)
-                connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
-            self._check_schema(connection)
+        Raises:
+            ArtifactError: the database is from a newer cilseg.
+        """
+        self.prepare()
 
-        self._run(None, lambda connection: connection.exec_driver_sql("PRAGMA journal_mode=WAL").close())
-        self._run("BEGIN IMMEDIATE", create)
+        def work(connection: Connection) -> str | None:
+            found = current_revision(connection)
+            self._refuse_unknown(found)
+            if found != HEAD:
+                upgrade(connection)
+            return found
 
-    def _check_schema(self, connection: Connection) -> None:
-        found = connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one_or_none()
-        if found != str(SCHEMA_VERSION):
-            raise ArtifactError(
-                f"{self.path} has registry schema {found}, this cilseg knows {SCHEMA_VERSION}. Update cilseg, or use "
-                "the cilseg that wrote it."
-            )
+        before = self._run(work, write=True, step="migrate-commit")
         self._checked = True
+        return before, HEAD
+
+    def _check(self, *, make: bool = False) -> None:
+        if make and not self.shared and not self.exists():
+            self.prepare()
+        found = self._run(current_revision, write=False)
+        self._refuse_unknown(found)
+        if found is None and not (make and not self.shared):
+            raise self.empty()
+        if found != HEAD:
+            if self.shared:
+                raise ArtifactError(
+                    f"{self.where} has registry schema {found}, this cilseg works on {HEAD}. A shared database is "
+                    f"not upgraded unasked: when every user can update cilseg, run `{self.migrate_command()}`."
+                )
+            self.migrate()
+        self._checked = True
+
+    def empty(self) -> NotFoundError:
+        """Return the error for a database without the registry's tables."""
+        if not self.shared:
+            return missing_registry(self.where)
+        return NotFoundError(
+            f"{self.where} holds no registry. A shared database is not changed unasked: check the URL, or make the "
+            f"tables once with `{self.migrate_command()} --store FOLDER|URL`."
+        )
+
+    def migrate_command(self) -> str:
+        return f"cilseg migrate --registry {shlex.quote(self.where)}"
+
+    def _refuse_unknown(self, found: str | None) -> None:
+        if found is not None and found not in REVISIONS:
+            raise ArtifactError(
+                f"{self.where} has registry schema {found}, this cilseg knows {HEAD} and older. Nothing was changed. "
+                "Update cilseg: pip install --upgrade cilseg."
+            )
 
     @cached_property
     def _engine(self) -> Engine:
-        engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
+        return self.make_engine()
 
-        def begin(connection: Connection) -> None:
-            statement = connection.get_execution_options().get("begin")
-            if statement:
-                connection.exec_driver_sql(statement)
-
-        event.listen(engine, "begin", begin)
-        return engine
-
-    def _connect(self) -> sqlite3.Connection:
-        wal = self.path.with_name(self.path.name + "-wal")
-        read_only = not os.access(self.path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
-        mode = "mode=ro&immutable=1" if read_only else "mode=rw"
-        timeout_s = min(_BUSY_TIMEOUT_S, self._lock_timeout_s)
-        # isolation_level None: the driver starts no transactions of its own.
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?{mode}",
-            uri=True,
-            timeout=timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        return connection
-
-    def _run(self, begin: str | None, work: Callable[[Connection], T]) -> T:
+    def _run(self, work: Callable[[Connection], T], *, write: bool, step: str = "commit") -> T:
         deadline = time.monotonic() + self._lock_timeout_s
         while True:
             try:
                 with self._engine.connect() as connection:
-                    bound = connection.execution_options(begin=begin)
+                    bound = connection.execution_options(cilseg_write=write)
                     with bound.begin():
-                        return work(bound)
+                        if write:
+                            self.lock(bound)
+                        result = work(bound)
+                        if write:
+                            point(step)
+                    if write:
+                        point(f"{step}-done")
+                    return result
             except DBAPIError as error:
-                if not _is_busy(error) or time.monotonic() >= deadline:
-                    raise self._explained(error) from error
+                if not self.is_busy(error) or time.monotonic() >= deadline:
+                    raise self.explained(error) from error
             time.sleep(random.uniform(0.002, 0.02))
 
-    def _explained(self, error: DBAPIError) -> Exception:
-        code = _code(error)
-        if _is_busy(error):
-            return ConflictError(
-                f"Another process has been writing to {self.path} for more than {self._lock_timeout_s:g} s. Nothing "
-                "was changed; try again when it is done."
-            )
-        if code == sqlite3.SQLITE_FULL:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        if code in _DAMAGED:
-            return ArtifactError(
-                f"{self.path} is damaged ({error.orig}). Rebuild it from the store, while nothing else uses it: "
-                f"{rebuild_command(self.path.parent)}"
-            )
-        if code in _REFUSED:
-            return InputError(
-                f"{self.path} cannot be opened for this ({error.orig}). Check the permissions of the folder and the "
-                "file, or name another registry with --registry."
-            )
-        return CilsegError(f"{self.path}: {error.orig}. Nothing was changed.")
 
+def open_database(address: Address, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Database:
+    """Return the database of ``address``; nothing is read or written yet."""
+    if address.folder is not None:
+        from cilseg.registry.sqlite import SqliteDatabase
+        from cilseg.registry.store import DATABASE
 
-def rebuild_command(root: Path) -> str:
-    """Return the shell command that rebuilds the database of the registry at ``root``."""
-    return f"python -c \"from cilseg.registry import Registry; Registry.rebuild('{root}')\""
+        return SqliteDatabase(address.folder / DATABASE, lock_timeout_s=lock_timeout_s)
+    from cilseg.registry.postgres import PostgresDatabase
 
-
-def _code(error: DBAPIError) -> int:
-    return int(getattr(error.orig, "sqlite_errorcode", 0) or 0) & 0xFF
-
-
-def _is_busy(error: DBAPIError) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return PostgresDatabase(address.database_url or "", lock_timeout_s=lock_timeout_s)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cilseg.bundle import fsync_directory
 from cilseg.errors import ArtifactError, FaultCollector
+from cilseg.registry.files import sync_folder
+from cilseg.registry.killpoints import point
 
 EVENT_SCHEMA = "cilseg.event/1"
 _BLOCK_BYTES = 1 << 16
@@ -41,18 +42,25 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: the disk is full or the file cannot be written; whole lines already there stay.
     """
-    text = "".join(
-        json.dumps({"schema": EVENT_SCHEMA, **row}, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows
-    )
+    text = lines(rows)
     end, _ = _tail(path)
     created = not path.exists()
     with path.open("ab") as handle:
+        point("log-write")
         handle.truncate(end)
-        handle.write(text.encode())
+        handle.write(text)
         handle.flush()
+        point("log-fsync")
         os.fsync(handle.fileno())
     if created:
-        fsync_directory(path.parent)
+        sync_folder(path.parent)
+
+
+def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return events as they stand in a log."""
+    return "".join(
+        json.dumps({"schema": EVENT_SCHEMA, **row}, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows
+    ).encode()
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -62,10 +70,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         ArtifactError: a line is no event or one is missing; every fault is named.
     """
     end, _ = _tail(path)
+    return parse(path.read_bytes()[:end] if end else b"", place=str(path))
+
+
+def parse(text: bytes, *, place: str) -> list[dict[str, Any]]:
+    """Return the events of a log, as :func:`read_events`; ``place`` names it in messages."""
     rows: list[dict[str, Any]] = []
-    faults = FaultCollector(str(path))
-    lines = path.read_bytes()[:end].splitlines() if end else []
-    for number, line in enumerate(lines, start=1):
+    faults = FaultCollector(place)
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line)
             if row["schema"] != EVENT_SCHEMA or row["sequence"] != number:

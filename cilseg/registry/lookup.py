@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
@@ -13,7 +14,7 @@ from cilseg.registry.records import Version
 from cilseg.registry.references import FORMS, Reference, parse_reference
 from cilseg.registry.schema import aliases, events
 from cilseg.registry.schema import versions as table
-from cilseg.registry.store import FolderStore
+from cilseg.registry.store import Store
 
 _SHOWN = 10
 
@@ -45,12 +46,24 @@ def only_name(connection: Connection) -> str:
 
 def versions(
     connection: Connection,
-    store: FolderStore,
+    store: Store,
     *,
     name: str | None = None,
     where: ColumnElement[bool] | None = None,
 ) -> list[Version]:
-    """Return versions with their aliases, sorted by name and number."""
+    """Return the versions that are there with their aliases, sorted by name and number."""
+    return [version for version, _ in rows(connection, store, name=name, where=where)]
+
+
+def rows(
+    connection: Connection,
+    store: Store,
+    *,
+    name: str | None = None,
+    where: ColumnElement[bool] | None = None,
+    collected: bool = False,
+) -> list[tuple[Version, Mapping[str, Any]]]:
+    """Return versions, each with its row in the database; with ``collected`` also those whose files gc removed."""
     pointers = select(events.c.name, events.c.number, aliases.c.alias).join_from(
         aliases, events, aliases.c.sequence == events.c.sequence
     )
@@ -60,20 +73,39 @@ def versions(
         pointers = pointers.where(events.c.name == name)
     if where is not None:
         query = query.where(where)
+    if not collected:
+        query = query.where(table.c.collected_at.is_(None))
     at: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     for row in connection.execute(pointers.order_by(aliases.c.alias)):
         at[row.name, row.number].append(row.alias)
     return [
-        Version(
-            name=row.name,
-            number=row.number,
-            digest=row.digest,
-            path=store.path_of(row.digest),
-            created_at=row.created_at,
-            aliases=tuple(at[row.name, row.number]),
+        (
+            Version(
+                name=row["name"],
+                number=row["number"],
+                digest=row["digest"],
+                created_at=row["created_at"],
+                aliases=tuple(at.get((row["name"], row["number"]), ())),
+                store=store,
+            ),
+            row,
         )
-        for row in connection.execute(query)
+        for row in connection.execute(query).mappings()
     ]
+
+
+def live_digests(connection: Connection) -> frozenset[str]:
+    """Return the digests of all versions whose files should be in the store."""
+    return frozenset(connection.execute(select(table.c.digest).where(table.c.collected_at.is_(None))).scalars())
+
+
+def refs_by_digest(connection: Connection) -> dict[str, list[str]]:
+    """Return ``name:number`` of every version ever registered, by digest."""
+    query = select(table.c.digest, table.c.name, table.c.number).order_by(table.c.name, table.c.number)
+    refs: dict[str, list[str]] = {}
+    for digest, name, number in connection.execute(query):
+        refs.setdefault(digest, []).append(f"{name}:{number}")
+    return refs
 
 
 def number_of(connection: Connection, name: str, digest: str) -> int | None:
@@ -82,24 +114,49 @@ def number_of(connection: Connection, name: str, digest: str) -> int | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def newest_number(connection: Connection, name: str) -> int:
-    """Return the highest number of ``name``, 0 where there is none."""
+def is_collected(connection: Connection, name: str, number: int) -> bool:
+    """Return whether gc removed the files of ``name:number``."""
+    query = select(table.c.collected_at).where(table.c.name == name, table.c.number == number)
+    return connection.execute(query).scalar_one_or_none() is not None
+
+
+def newest_number(connection: Connection, name: str, *, collected: bool = True) -> int:
+    """Return the highest number of ``name``, 0 where there is none; ``collected`` versions count, unless told not to.
+
+    Numbers are never given twice, so a new version's follows the highest of all.
+    """
     query = select(func.coalesce(func.max(table.c.number), 0)).where(table.c.name == name)
+    if not collected:
+        query = query.where(table.c.collected_at.is_(None))
     return int(connection.execute(query).scalar_one())
 
 
-def numbered(connection: Connection, store: FolderStore, *, name: str, number: int) -> Version:
+def require_digest(connection: Connection, version: Version) -> None:
+    """Raise NotFoundError where the files of ``version`` were collected since it was looked up."""
+    query = select(table.c.number).where(table.c.digest == version.digest, table.c.collected_at.is_(None))
+    if connection.execute(query).first() is None:
+        numbered(connection, version.store, name=version.name, number=version.number)
+
+
+def numbered(connection: Connection, store: Store, *, name: str, number: int) -> Version:
     """Return ``name:number``, or raise NotFoundError with the numbers there are."""
     found = versions(connection, store, name=name, where=table.c.number == number)
     if found:
         return found[0]
     require_name(connection, name)
-    known = list(
-        connection.execute(select(table.c.number).where(table.c.name == name).order_by(table.c.number)).scalars()
-    )
+    here = (table.c.name == name) & (table.c.number == number)
+    gone = connection.execute(select(table.c.collected_at).where(here)).scalar_one_or_none()
+    if gone is not None:
+        raise NotFoundError(
+            f"The files of {name}:{number} were removed by `cilseg gc` ({gone[:10]}). Register or pull the same bundle "
+            "again, and it is there under its old number."
+        )
+    live = (table.c.name == name) & table.c.collected_at.is_(None)
+    known = list(connection.execute(select(table.c.number).where(live).order_by(table.c.number)).scalars())
     shown = ", ".join(str(n) for n in known[-_SHOWN:])
     raise NotFoundError(
-        f"There is no version {name}:{number}. Versions of {name}: {'..., ' if len(known) > _SHOWN else ''}{shown}."
+        f"There is no version {name}:{number}. Versions of {name}: {'..., ' if len(known) > _SHOWN else ''}"
+        f"{shown or 'none left'}."
     )
 
 
@@ -116,7 +173,7 @@ def require_alias(connection: Connection, name: str, alias: str) -> dict[str, An
     return head
 
 
-def resolve(connection: Connection, store: FolderStore, *, ref: str | None) -> Version:
+def resolve(connection: Connection, store: Store, *, ref: str | None) -> Version:
     """Return the version that ``ref`` names; see :meth:`cilseg.registry.Registry.resolve`."""
     parsed = parse_reference(ref) if ref is not None else Reference()
     if parsed.digest_prefix is not None:
@@ -129,11 +186,11 @@ def resolve(connection: Connection, store: FolderStore, *, ref: str | None) -> V
         number = require_alias(connection, name, parsed.alias)["number"]
     else:
         served = ledger.head(connection, name, "production")
-        number = served["number"] if served is not None else newest_number(connection, name)
+        number = served["number"] if served is not None else newest_number(connection, name, collected=False)
     return numbered(connection, store, name=name, number=number)
 
 
-def check_expected(connection: Connection, store: FolderStore, *, name: str, alias: str, expect: str) -> None:
+def check_expected(connection: Connection, store: Store, *, name: str, alias: str, expect: str) -> None:
     """Raise ConflictError where ``name@alias`` is not at ``expect``: a reference, a number, or ``none``."""
     head = ledger.head(connection, name, alias)
     if expect.strip() == "none":
@@ -153,7 +210,7 @@ def check_expected(connection: Connection, store: FolderStore, *, name: str, ali
         )
 
 
-def _by_digest(connection: Connection, store: FolderStore, *, prefix: str) -> Version:
+def _by_digest(connection: Connection, store: Store, *, prefix: str) -> Version:
     found = versions(connection, store, where=table.c.digest.startswith(f"sha256:{prefix}"))
     if not found:
         raise NotFoundError(f"No version has a digest that starts with sha256:{prefix}. See `cilseg list`.")

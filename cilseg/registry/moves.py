@@ -7,19 +7,29 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from cilseg.bundle import verify_files
 from cilseg.errors import ArtifactError, ConflictError, GateError, NotFoundError
 from cilseg.registry import ledger, lookup
 from cilseg.registry.policy import UNGATED_ALIASES, judge, renamed_ids
 from cilseg.registry.records import AliasEvent, Version
-from cilseg.registry.store import FolderStore
+from cilseg.registry.store import Store
 
 _logger = logging.getLogger(__name__)
 
 
+class UnverifiedError(Exception):
+    """The move would succeed, but nobody compared the version's files with their hashes yet.
+
+    That can take long, so it is done outside the transaction, which is then run again.
+    """
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(version.ref)
+        self.version = version
+
+
 def move(
     connection: Connection,
-    store: FolderStore,
+    store: Store,
     *,
     version: Version,
     alias: str,
@@ -29,6 +39,7 @@ def move(
     gate_report: str | None = None,
     force: bool = False,
     class_change: bool = False,
+    verified: frozenset[str],
 ) -> AliasEvent:
     """Point ``alias`` at ``version``; see :meth:`cilseg.registry.Registry.promote` for what is refused."""
     head = ledger.head(connection, version.name, alias)
@@ -40,7 +51,9 @@ def move(
     if refusal is not None and not force:
         raise GateError(refusal)
     at = head["number"] if head is not None else None
-    changed = _check_target(connection, store, version=version, at=at, alias=alias, class_change=class_change)
+    changed = _check_target(
+        connection, store, version=version, at=at, alias=alias, class_change=class_change, verified=verified
+    )
     return ledger.new_event(
         connection,
         action=action,
@@ -60,27 +73,34 @@ def move(
 
 def rollback(
     connection: Connection,
-    store: FolderStore,
+    store: Store,
     *,
     name: str | None,
     alias: str,
+    steps: int,
     who: str,
     why: str,
     class_change: bool,
+    expect: str | None,
+    verified: frozenset[str],
 ) -> AliasEvent:
-    """Point ``alias`` back at what it pointed to before its last move that was not itself undone."""
+    """Point ``alias`` back at what it pointed to before its last ``steps`` moves that were not themselves undone."""
     model = name if name is not None else lookup.only_name(connection)
     lookup.require_name(connection, model)
-    head = lookup.require_alias(connection, model, alias)
-    if head["undo"] is None:
-        raise ConflictError(
-            f"{model}@{alias} is at {model}:{head['number']} and has no earlier version to go back to. Choose one "
-            f"from `cilseg list` and run `cilseg promote {model}:N`."
-        )
-    before = ledger.event_by_sequence(connection, head["undo"])
+    if expect is not None:
+        lookup.check_expected(connection, store, name=model, alias=alias, expect=expect)
+    head = before = lookup.require_alias(connection, model, alias)
+    for step in range(steps):
+        if before["undo"] is None:
+            raise ConflictError(
+                f"{model}@{alias} is at {model}:{head['number']} and has no earlier version to go back to"
+                f"{f' by {steps} moves, only by {step}' if step else ''}. Choose one from `cilseg history "
+                f"{model}@{alias}` and run `cilseg promote {model}:N`."
+            )
+        before = ledger.event_by_sequence(connection, before["undo"])
     version = lookup.numbered(connection, store, name=model, number=before["number"])
     changed = _check_target(
-        connection, store, version=version, at=head["number"], alias=alias, class_change=class_change
+        connection, store, version=version, at=head["number"], alias=alias, class_change=class_change, verified=verified
     )
     return ledger.new_event(
         connection,
@@ -106,10 +126,18 @@ def _parent_of(connection: Connection, store: FolderStore, version: Version) -> 
 
 
 def _check_target(
-    connection: Connection, store: FolderStore, *, version: Version, at: int | None, alias: str, class_change: bool
+    connection: Connection,
+    store: Store,
+    *,
+    version: Version,
+    at: int | None,
+    alias: str,
+    class_change: bool,
+    verified: frozenset[str],
 ) -> bool:
-    """Refuse damaged files and ids that change their names; return whether some do, with consent."""
-    verify_files(version.path, version.manifest)
+    """Refuse unverified files and ids that change their names; return whether some do, with consent."""
+    if version.digest not in verified:
+        raise UnverifiedError(version)
     if at is None:
         return False
     current = lookup.numbered(connection, store, name=version.name, number=at)

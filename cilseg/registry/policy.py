@@ -8,10 +8,10 @@ from typing import Any
 
 from cilseg.classes import ClassSet
 from cilseg.errors import ArtifactError, NotFoundError
-from cilseg.registry.attachments import find_attachment
 from cilseg.registry.records import Attachment, Version
 
 GATE_FILE = "gate.json"
+GATE_PAGE = "gate.html"
 PROMOTE = "PROMOTE"
 UNGATED_ALIASES = frozenset({"candidate"})
 """Aliases that nothing is served from: they mark what is still to be judged."""
@@ -29,7 +29,7 @@ def read_gate(version: Version) -> tuple[str | None, Attachment | None]:
 
 def _read(version: Version) -> tuple[dict[str, Any] | None, Attachment | None]:
     try:
-        report = find_attachment(version, GATE_FILE)
+        report = version.store.attachment(version, GATE_FILE)
     except NotFoundError:
         return None, None
     try:
@@ -85,6 +85,15 @@ def terms_refusal(version: Version, content: Mapping[str, Any], parent: Version 
     return None
 
 
+def verdict_in(report: bytes) -> str:
+    """Return the verdict of a ``gate.json``.
+
+    Raises:
+        ValueError, KeyError, TypeError: it holds none.
+    """
+    return str(json.loads(report)["verdict"])
+
+
 def gate_refusal(version: Version, verdict: str | None) -> str | None:
     """Return why ``version`` may not be served yet, with what to do; ``None`` where it may."""
     if version.manifest.parent is None or verdict == PROMOTE:
@@ -96,9 +105,17 @@ def gate_refusal(version: Version, verdict: str | None) -> str | None:
             f"{version.ref}` first, {force}."
         )
     return (
-        f"The gate said {verdict} for {version.ref}, not {PROMOTE}. Read {version.path / 'attachments' / 'gate.html'}, "
+        f"The gate said {verdict} for {version.ref}, not {PROMOTE}. Read {gate_page(version)}, "
         f"then update the model or the gate set and run `cilseg validate {version.ref}` again, {force}."
     )
+
+
+def gate_page(version: Version) -> str:
+    """Return where a reader finds the gate's report."""
+    try:
+        return str(version.store.attachment(version, GATE_PAGE).path)
+    except (NotFoundError, ArtifactError):
+        return f"{version.store.place_of(version.digest)}/attachments/{GATE_PAGE}"
 
 
 def renamed_ids(current: ClassSet, target: ClassSet) -> list[str]:

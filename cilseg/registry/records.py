@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cilseg.bundle import Manifest, read_manifest
+from cilseg.bundle import Manifest
 from cilseg.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from cilseg.registry.store import Store
 
 
 @dataclass(frozen=True)
 class Version:
-    """One registered model. ``path`` is its directory in the store, ``digest`` that of its manifest.
+    """One registered model, kept in ``store``; ``digest`` is that of its manifest.
 
     ``created_at`` is when it was registered (ISO 8601, UTC); ``aliases`` are those that pointed here when it was read.
     """
@@ -22,14 +25,24 @@ class Version:
     name: str
     number: int
     digest: str
-    path: Path
     created_at: str
     aliases: tuple[str, ...] = ()
+    store: Store = field(kw_only=True, repr=False, compare=False)
 
     @property
     def ref(self) -> str:
         """``name:number``, the reference that never means another version."""
         return f"{self.name}:{self.number}"
+
+    @cached_property
+    def path(self) -> Path:
+        """The directory with the version's files; from a remote store they are copied there first, and verified.
+
+        Raises:
+            ArtifactError: files are missing or changed in a remote store.
+            StoreError: it cannot be reached.
+        """
+        return self.store.local(self.digest)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -38,15 +51,10 @@ class Version:
         Raises:
             ArtifactError: it is missing, unreadable, or not the one that was registered.
         """
-        if not self.path.is_dir():
-            raise ArtifactError(
-                f"{self.ref}: its directory {self.path} is missing. Put it back from a backup, or register the bundle "
-                "again: the same content gets the same version."
-            )
-        manifest = read_manifest(self.path)
+        manifest = self.store.manifest(self.digest)
         if manifest.digest != self.digest:
             raise ArtifactError(
-                f"{self.ref}: {self.path / 'manifest.json'} was changed after registration (digest "
+                f"{self.ref}: {self.store.place_of(self.digest)}/manifest.json was changed after registration (digest "
                 f"{manifest.digest[:19]}..., registered {self.digest[:19]}...). Register the original bundle again."
             )
         return manifest

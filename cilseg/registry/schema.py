@@ -1,12 +1,14 @@
 """Tables of the registry. Imports SQLAlchemy; imported only when a registry is used.
 
-``events`` is the truth and append-only; ``versions`` and ``aliases`` follow from it (:mod:`cilseg.registry.ledger`).
+``events`` is the truth and append-only; ``versions`` and ``aliases`` follow from it and from the manifests in the store
+(:mod:`cilseg.registry.ledger`). The tables are made and changed by the migrations in ``migrations/versions``; a test
+compares the two.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
-    DDL,
+    BigInteger,
     Boolean,
     Column,
     ForeignKey,
@@ -17,10 +19,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    event,
 )
 
-SCHEMA_VERSION = 1
+REVISIONS = ("0001", "0002")
+"""Every schema this cilseg knows, oldest first; the last is the one it works on."""
+HEAD = REVISIONS[-1]
 
 metadata = MetaData()
 
@@ -28,9 +31,11 @@ meta = Table(
     "meta",
     metadata,
     Column("key", String(32), primary_key=True),
-    Column("value", String(64), nullable=False),
+    Column("value", Text, nullable=False),
 )
 
+# method to gate repeat what the manifest and the gate report in the store say, so that lists need not read files.
+# They are NULL where those could not be read. collected_at is set when gc removed the files.
 versions = Table(
     "versions",
     metadata,
@@ -38,11 +43,18 @@ versions = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("digest", String(71), nullable=False, index=True),
     Column("created_at", String(40), nullable=False),
+    Column("method", String(64), nullable=True),
+    Column("parent", String(71), nullable=True),
+    Column("classes", Text, nullable=True),
+    Column("size_bytes", BigInteger, nullable=True),
+    Column("gate", String(32), nullable=True),
+    Column("collected_at", String(40), nullable=True),
     UniqueConstraint("name", "digest"),
 )
 
-# alias is NULL where the event made a version; otherwise it moved that alias to `number`.
-# undo is the event whose state a rollback goes back to: the events of an alias form a stack that is never popped.
+# alias is NULL where the event made a version (register) or removed its files (collect); otherwise it moved that alias
+# to `number`. undo is the event whose state a rollback goes back to: the events of an alias form a stack that is never
+# popped.
 events = Table(
     "events",
     metadata,
@@ -70,13 +82,3 @@ aliases = Table(
     Column("alias", String(64), primary_key=True),
     Column("sequence", Integer, ForeignKey("events.sequence"), nullable=False),
 )
-
-for _verb in ("UPDATE", "DELETE"):
-    event.listen(
-        events,
-        "after_create",
-        DDL(  # type: ignore[no-untyped-call]
-            f"CREATE TRIGGER events_no_{_verb.lower()} BEFORE {_verb} ON events "
-            "BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
-        ).execute_if(dialect="sqlite"),
-    )

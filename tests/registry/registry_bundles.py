@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cilseg.bundle import Architecture, Manifest, Preprocessing, write_manifest
 from cilseg.classes import ClassSet
 from cilseg.registry import Registry, Version
 
+on_folder = pytest.mark.parametrize("registry", ["folder"], indirect=True)
+"""For tests that look into the folder of an embedded registry."""
+on_local_files = pytest.mark.parametrize(
+    "registry", ["folder", pytest.param("postgres", marks=pytest.mark.systems)], indirect=True
+)
+"""For tests that damage or list files of a store in a folder, whatever the database."""
 BASE = ClassSet.base(["cat", "dog"])
 
 
@@ -50,3 +58,8 @@ def registered(registry: Registry, tmp_path: Path, count: int, *, name: str = "a
 
 def attach_gate(registry: Registry, version: Version, verdict: str) -> None:
     registry.attach(version, "gate.json", json.dumps({"verdict": verdict}).encode(), kind="gate")
+
+
+def reopened(registry: Registry, *, lock_timeout_s: float = 30.0) -> Registry:
+    """Return the same registry as another process would see it."""
+    return Registry(registry.address, lock_timeout_s=lock_timeout_s)

@@ -6,15 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from registry_bundles import BASE, attach_gate, make_bundle, registered
+from registry_bundles import BASE, attach_gate, make_bundle, on_local_files, registered
 
 from cilseg.errors import ArtifactError, ConflictError, GateError, InputError, NotFoundError
 from cilseg.registry import Registry, Version
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry.open(tmp_path / "registry")
 
 
 def _child(registry: Registry, tmp_path: Path, parent: Version, *, seed: int, adds: str) -> Version:
@@ -149,6 +144,7 @@ def test_force_needs_a_reason_and_stands_out(registry: Registry, tmp_path: Path)
     assert [e.forced for e in registry.history("animals")] == [True, False, False]
 
 
+@on_local_files
 def test_damaged_verdict_is_no_verdict(registry: Registry, tmp_path: Path) -> None:
     (base,) = registered(registry, tmp_path, 1)
     child = _child(registry, tmp_path, base, seed=7, adds="cow")
@@ -193,6 +189,7 @@ def test_an_id_keeps_its_name(registry: Registry, tmp_path: Path) -> None:
     assert registry.rollback("animals").to_number == 1  # an id that goes is no change
 
 
+@on_local_files
 def test_rollback_leaves_a_damaged_version_and_never_goes_to_one(registry: Registry, tmp_path: Path) -> None:
     one, two = registered(registry, tmp_path, 2)
     registry.promote(one.ref)

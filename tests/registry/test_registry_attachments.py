@@ -8,15 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from registry_bundles import make_bundle
+from registry_bundles import make_bundle, on_local_files
 
 from cilseg.errors import ArtifactError, InputError, NotFoundError
 from cilseg.registry import Registry, Version
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry.open(tmp_path / "registry")
 
 
 @pytest.fixture
@@ -49,6 +44,7 @@ def test_replacing(registry: Registry, version: Version) -> None:
     assert list((registry.root / "tmp").iterdir()) == []
 
 
+@on_local_files
 def test_damage_is_found(registry: Registry, version: Version) -> None:
     path = registry.attach(version, "model.onnx", b"graph", kind="onnx").path
     path.chmod(0o644)
@@ -60,6 +56,7 @@ def test_damage_is_found(registry: Registry, version: Version) -> None:
         registry.attachment(version, "model.onnx")
 
 
+@on_local_files
 def test_an_attachment_of_another_version_is_refused(registry: Registry, version: Version, tmp_path: Path) -> None:
     other = registry.register("animals", make_bundle(tmp_path / "c", seed=1))
     registry.attach(version, "model.onnx", b"graph", kind="onnx")
@@ -88,6 +85,7 @@ def test_a_missing_source_leaves_nothing(registry: Registry, version: Version, t
     assert list((registry.root / "tmp").iterdir()) == []
 
 
+@on_local_files
 @pytest.mark.parametrize("files_that_fit", [0, 1, 2])
 def test_a_full_disk_leaves_the_attachment_as_it_was(
     registry: Registry, version: Version, monkeypatch: pytest.MonkeyPatch, files_that_fit: int

@@ -13,15 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from registry_bundles import BASE, make_bundle, registered
+from registry_bundles import BASE, make_bundle, on_folder, on_local_files, registered, reopened
 
 from cilseg.errors import ArtifactError, ConflictError, InputError, NotFoundError
 from cilseg.registry import Registry
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry.open(tmp_path / "registry")
 
 
 def test_numbers_count_per_name_and_content_is_addressed(registry: Registry, tmp_path: Path) -> None:
@@ -39,7 +34,7 @@ def test_same_content_again_is_the_same_version(registry: Registry, tmp_path: Pa
     (one,) = registered(registry, tmp_path, 1)
     again = registry.register("animals", tmp_path / "bundle-animals-0")
     assert again == one
-    assert len((registry.root / "events.jsonl").read_text().splitlines()) == 1
+    assert len(registry.store.read_events()) == 1
 
 
 def test_same_content_under_another_name_shares_the_files(registry: Registry, tmp_path: Path) -> None:
@@ -49,6 +44,7 @@ def test_same_content_under_another_name_shares_the_files(registry: Registry, tm
     assert registry.resolve(one.digest).ref == "animals:1"
 
 
+@on_local_files
 def test_stored_files_are_read_only_and_whole(registry: Registry, tmp_path: Path) -> None:
     (one,) = registered(registry, tmp_path, 1)
     stored = sorted(p for p in one.path.rglob("*") if p.is_file())
@@ -70,6 +66,7 @@ def test_register_with_alias(registry: Registry, tmp_path: Path) -> None:
     assert (event.action, event.from_number, event.to_number, event.who) == ("register", None, 1, "ann")
 
 
+@on_folder
 @pytest.mark.parametrize("name", ["", "Animals", "-x", "a b", "a/b", "../x", "x" * 65, "sha256", "a:1", "ä"])
 def test_bad_names_are_refused(registry: Registry, tmp_path: Path, name: str) -> None:
     bundle = make_bundle(tmp_path / "b")
@@ -139,8 +136,10 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         Registry.open(tmp_path / "file")
-    with pytest.raises(InputError, match="give its path"):
-        Registry.open("postgresql://host/db")
+    with pytest.raises(InputError, match=r"'mysql://ann:\*\*\*@host/db': give a folder, or postgresql://USER"):
+        Registry.open("mysql://ann:secret@host/db")
+    with pytest.raises(InputError, match=r"s3:// can hold the files of a registry: cilseg migrate --store s3://b/r"):
+        Registry.open("s3://b/r")
     bundle = make_bundle(tmp_path / "b")
     with pytest.raises(InputError, match=r"not empty \(it holds b, file\)"):
         Registry.open(tmp_path).register("a", bundle)
@@ -149,6 +148,7 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
 # Damaged input
 
 
+@on_local_files
 def test_truncated_checkpoint_is_refused(registry: Registry, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b")
     os.truncate(bundle / "checkpoint.safetensors", 100)
@@ -174,6 +174,7 @@ def test_no_bundle(registry: Registry, tmp_path: Path) -> None:
         registry.register("animals", tmp_path)
 
 
+@on_local_files
 def test_damage_in_the_store_is_found_and_healed_by_registering_again(registry: Registry, tmp_path: Path) -> None:
     one, two = registered(registry, tmp_path, 2)
     registry.attach(one, "model.onnx", b"graph", kind="onnx")
@@ -193,6 +194,7 @@ def test_damage_in_the_store_is_found_and_healed_by_registering_again(registry: 
     assert registry.promote(two.ref).to_number == 2
 
 
+@on_local_files
 def test_disk_full_leaves_everything_as_it_was(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_disk_full_leaves_everything_as_it_was(
     assert registry.register("animals", bundle).number == 2
 
 
+@on_local_files
 def test_event_log_that_cannot_be_written_is_completed_later(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,12 +231,13 @@ def test_event_log_that_cannot_be_written_is_completed_later(
         registry.promote("animals:1")
     assert "completed on next use" in caplog.text
     log.write_text(before + '{"schema":"cilseg.eve')  # what a kill in the middle of the line leaves
-    assert Registry.open(registry.root).resolve("animals@production").number == 1
+    assert reopened(registry).resolve("animals@production").number == 1
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["sequence"] for row in rows] == [1, 2, 3]
     assert (rows[2]["action"], rows[2]["alias"], rows[2]["number"]) == ("promote", "production", 1)
 
 
+@on_local_files
 def test_stale_temporary_files_are_removed(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 1)
     old, young = registry.root / "tmp" / "old", registry.root / "tmp" / "young"
@@ -241,7 +245,8 @@ def test_stale_temporary_files_are_removed(registry: Registry, tmp_path: Path) -
         folder.mkdir()
         (folder / "part").write_bytes(b"x")
     two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(old, (two_days_ago, two_days_ago))
+    for path in (old / "part", old):
+        os.utime(path, (two_days_ago, two_days_ago))
     registry.register("animals", make_bundle(tmp_path / "b", seed=3))
     assert not old.exists()
     assert young.exists()
@@ -250,6 +255,7 @@ def test_stale_temporary_files_are_removed(registry: Registry, tmp_path: Path) -
 # The database
 
 
+@on_folder
 def test_events_cannot_be_changed(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 1)
     with sqlite3.connect(registry.root / "registry.db") as connection:
@@ -259,11 +265,12 @@ def test_events_cannot_be_changed(registry: Registry, tmp_path: Path) -> None:
     connection.close()
 
 
+@on_folder
 def test_a_lock_held_too_long_is_a_conflict_and_readers_do_not_wait(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 1)
     blocker = sqlite3.connect(registry.root / "registry.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    impatient = Registry(registry.root, lock_timeout_s=0.2)
+    impatient = reopened(registry, lock_timeout_s=0.2)
     with pytest.raises(ConflictError, match=r"Another process has been writing to .* for more than 0.2 s"):
         impatient.promote("animals:1")
     assert impatient.resolve("animals").number == 1
@@ -272,26 +279,29 @@ def test_a_lock_held_too_long_is_a_conflict_and_readers_do_not_wait(registry: Re
     assert impatient.promote("animals:1").moved
 
 
+@on_folder
 def test_a_registry_that_may_only_be_read(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registered(registry, tmp_path, 1)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    mounted = Registry.open(registry.root)
+    mounted = reopened(registry)
     assert mounted.resolve("animals").manifest.seed == 0
     with pytest.raises(InputError, match=r"cannot be opened for this .*readonly.*Check the permissions"):
         mounted.promote("animals:1")
 
 
+@on_folder
 def test_schema_of_a_newer_cilseg(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 1)
     with sqlite3.connect(registry.root / "registry.db") as connection:
-        connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
+        connection.execute("UPDATE alembic_version SET version_num = '0099'")
     connection.close()
-    fresh = Registry.open(registry.root)
+    fresh = reopened(registry)
     for use in (fresh.names, lambda: fresh.register("animals", tmp_path / "bundle-animals-0")):
-        with pytest.raises(ArtifactError, match="registry schema 99, this cilseg knows 1"):
+        with pytest.raises(ArtifactError, match="registry schema 0099, this cilseg knows 0002 and older"):
             use()
 
 
+@on_folder
 def test_lost_or_damaged_database_is_rebuilt_from_the_log(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 3)
     registered(registry, tmp_path, 1, name="street")
@@ -302,22 +312,25 @@ def test_lost_or_damaged_database_is_rebuilt_from_the_log(registry: Registry, tm
     database = registry.root / "registry.db"
 
     database.unlink()
-    with pytest.raises(ArtifactError, match=r"registry.db is missing, but .* knows 8 events.*Registry.rebuild"):
-        Registry.open(registry.root).names()
-    with pytest.raises(ArtifactError, match=r"Registry.rebuild"):
-        Registry.open(registry.root).register("animals", tmp_path / "bundle-animals-0")
-    assert Registry.rebuild(registry.root) == 8
+    with pytest.raises(
+        ArtifactError, match=r"The database of .* is missing, but .* knows 8 events.*cilseg fsck --rebuild"
+    ):
+        reopened(registry).names()
+    with pytest.raises(ArtifactError, match=r"fsck --rebuild"):
+        reopened(registry).register("animals", tmp_path / "bundle-animals-0")
+    assert Registry.rebuild(registry.address.database_url or registry.root) == 8
 
     database.write_bytes(b"rot" * 5000)
-    with pytest.raises(ArtifactError, match=r"is damaged .*Registry.rebuild"):
-        Registry.open(registry.root).names()
-    assert Registry.rebuild(registry.root) == 8
-    rebuilt = Registry.open(registry.root)
+    with pytest.raises(ArtifactError, match=r"is damaged .*fsck --rebuild"):
+        reopened(registry).names()
+    assert Registry.rebuild(registry.address.database_url or registry.root) == 8
+    rebuilt = reopened(registry)
     assert (rebuilt.versions(), rebuilt.history("animals")) == (versions, history)
     assert rebuilt.promote("animals:2").sequence == 9
     assert rebuilt.rollback("animals").to_number == 1
 
 
+@on_folder
 def test_database_older_than_the_log_is_noticed(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 1)
     old = (registry.root / "registry.db").read_bytes()
@@ -325,18 +338,19 @@ def test_database_older_than_the_log_is_noticed(registry: Registry, tmp_path: Pa
     for part in registry.root.glob("registry.db-*"):
         part.unlink()
     (registry.root / "registry.db").write_bytes(old)
-    with pytest.raises(ArtifactError, match=r"knows 2 events, .* only 1: the database is older"):
-        Registry.open(registry.root).names()
+    with pytest.raises(ArtifactError, match=r"knows 2 events, the database .* only 1: the database is older"):
+        reopened(registry).names()
 
 
+@on_local_files
 def test_damaged_log_is_not_rebuilt_from(registry: Registry, tmp_path: Path) -> None:
     registered(registry, tmp_path, 3)
     log = registry.root / "events.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text(lines[0] + lines[2])
     with pytest.raises(ArtifactError, match=r"line 2: .*sequence 3, expected 2"):
-        Registry.rebuild(registry.root)
-    assert len(Registry.open(registry.root).versions()) == 3
+        Registry.rebuild(registry.address.database_url or registry.root)
+    assert len(reopened(registry).versions()) == 3
 
 
 def test_importing_the_registry_is_light() -> None:

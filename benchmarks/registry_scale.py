@@ -1,0 +1,75 @@
+"""How long list, show and promote take in-process with thousands of versions.
+
+Run with ``python -m benchmarks.registry_scale``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import write_record
+from benchmarks.registry_scenarios import NAME, make_bundle
+from cilseg.registry import Registry
+from cilseg.registry.describe import details, summaries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--versions", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cilseg-scale-") as temporary:
+        root = Path(temporary)
+        registry = Registry.open(root / "registry")
+        begin = time.perf_counter()
+        for number in range(arguments.versions):
+            version = registry.register(NAME, make_bundle(root / "bundles" / str(number), seed=number, size=1024))
+            if number % 10 == 0:
+                registry.attach(version, "gate.json", b'{"verdict": "PROMOTE"}', kind="gate")
+        registering_s = time.perf_counter() - begin
+        turn = iter(range(10**9))
+        work: dict[str, Callable[[], object]] = {
+            "list": lambda: summaries(Registry.open(registry.root)),
+            "show": lambda: details(Registry.open(registry.root), f"{NAME}:{arguments.versions // 2}"),
+            "promote": lambda: Registry.open(registry.root).promote(f"{NAME}:{next(turn) % arguments.versions + 1}"),
+        }
+        rows: list[dict[str, Any]] = []
+        for name, function in work.items():
+            times = sorted(_timed(function) for _ in range(arguments.repeats))
+            rows.append(
+                {
+                    "operation": name,
+                    "p10_s": times[len(times) // 10],
+                    "median_s": statistics.median(times),
+                    "p90_s": times[len(times) * 9 // 10],
+                }
+            )
+    table = ["| operation | p10 s | median s | p90 s |", "|---|---|---|---|"]
+    table += [f"| {r['operation']} | {r['p10_s']:.3f} | {r['median_s']:.3f} | {r['p90_s']:.3f} |" for r in rows]
+    summary = {f"{row['operation']}_s": row["median_s"] for row in rows}
+    summary["register_s"] = registering_s / arguments.versions
+    write_record(
+        "registry_scale",
+        command=f"python -m benchmarks.registry_scale --versions {arguments.versions}",
+        rows=rows,
+        summary=summary,
+        table=table,
+        note=f"{arguments.versions} versions of one name on SQLite; every call opens the registry anew.",
+    )
+    print(summary)
+
+
+def _timed(function: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
