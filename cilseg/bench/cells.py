@@ -128,16 +128,15 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
     """Return the positions of the images that a cell trains on, in the source of its step.
 
     The base step sees its images without the withheld ones. Joint sees those of every step so far. Rows with
-    ``negatives`` see the withheld images beside their step's.
+    ``negatives`` see the withheld images beside their step's: tagged absent, or with masks that show nothing.
 
     Raises:
-        InputError: an unknown method, joint training over steps with different sources, absent-tagged images for a
-            method that learns from masks.
+        InputError: an unknown method, joint training over steps with different sources.
     """
     config = data.config
     if cell.row == BASE:
         return data.without_withheld(0, data.rows(cell.rule, 0))
-    supervision = method_class(config.method_of(cell.row)).supervision
+    method_class(config.method_of(cell.row))
     rows = set(data.rows(cell.rule, cell.step))
     if config.method_of(cell.row) == "joint":
         if len({id(source) for source in data.train[: cell.step + 1]}) > 1:
@@ -145,11 +144,6 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows = rows.union(*(data.rows(cell.rule, step) for step in range(1, cell.step)))
         rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
     if config.methods[cell.row].negatives:
-        if supervision not in ("tags", "points", "scribbles"):
-            raise InputError(
-                f"Row {cell.row!r} asks for negatives (absent-tagged images), but {config.method_of(cell.row)} learns "
-                f"from {supervision}. Take `negatives` out of the row."
-            )
         rows |= set(data.withheld_rows(cell.step))
     if (shots := config.methods[cell.row].shots) is not None:
         tags = data.tags[cell.step]

@@ -92,7 +92,7 @@ class MethodEntry(_Section):
     options: dict[str, Any] = {}
     """Sections of ``update`` such as ``wilson: {alpha: 0.9}``."""
     negatives: bool = False
-    """Give the withheld images as absent-tagged ones; tag methods only."""
+    """Give the withheld images too: tagged absent, or with masks in which nothing new shows."""
     shots: int | None = Field(default=None, ge=1)
     """Annotated images per new class, for few-shot methods."""
     replay: Literal["withheld"] | str | None = None

@@ -118,7 +118,7 @@ def rollback(
     )
 
 
-def _parent_of(connection: Connection, store: FolderStore, version: Version) -> Version | None:
+def _parent_of(connection: Connection, store: Store, version: Version) -> Version | None:
     """Return the parent whose terms a verdict has to meet; None where this registry does not know it."""
     digest = version.manifest.parent
     known = lookup.versions(connection, store, where=lookup.table.c.digest == digest) if digest is not None else []

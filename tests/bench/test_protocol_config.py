@@ -10,6 +10,7 @@ from tiny_protocol import tree, write_protocol
 from cilseg.bench.config import load_protocol, protocol_names
 from cilseg.bench.settings import SETTINGS, Settings
 from cilseg.errors import InputError, NotFoundError
+from cilseg.methods.wilson import WilsonOptions
 
 WANTED = {
     "voc-15-5": (15, 5),
@@ -48,8 +49,9 @@ def test_wilson_keeps_the_schedule_of_its_release() -> None:
     update = load_protocol("voc-15-5").update_config("wilson")
     rates = update.optimiser
     assert (rates.epochs, rates.schedule, rates.lr_body, rates.lr_head) == (40, "warmup", 0.001, 0.01)
-    assert (update.wilson.alpha, update.wilson.warm_up_epochs, update.wilson.use_old_tags) == (0.5, 5, False)
-    assert load_protocol("coco-to-voc").update_config("wilson").wilson.alpha == 0.9
+    wilson = update.options("wilson", WilsonOptions)
+    assert (wilson.alpha, wilson.warm_up_epochs, wilson.use_old_tags) == (0.5, 5, False)
+    assert load_protocol("coco-to-voc").update_config("wilson").options("wilson", WilsonOptions).alpha == 0.9
 
 
 def test_unknown_preset_names_the_closest() -> None:
