@@ -77,7 +77,6 @@ def cell(job):
 
     pair, size, drop, churn, lumps, sims, resamples = job
     stored = np.load(DATA)
-    parent_counts, candidate_counts = stored[f"{pair}_parent"], stored[f"{pair}_candidate"]
     classes = [
         population(
             stored[f"{pair}_parent"], stored[f"{pair}_candidate"], c, drop=drop, churn=churn, lumps=lumps, seed=c
