@@ -185,8 +185,8 @@ def _cards(result: GateResult) -> list[tuple[str, str, str]]:
         cards.append(("New classes, mean IoU", points(sum(known) / len(known)), count))
     if result.flips and result.flips.get("pixels"):
         pixels = result.flips["pixels"]
-        lost, won = (percent(result.flips[k] / pixels, decimals=1) for k in ("negative", "positive"))
-        cards.append(("Pixels lost, won", f"−{lost} / +{won}", "of scored pixels"))
+        lost, won = (points(100 * result.flips[k] / pixels) for k in ("negative", "positive"))
+        cards.append(("Pixels lost, won", f"−{lost} / +{won} %", "of scored pixels"))
     extras = result.extras
     if extras.regions is not None and extras.regions.regions:
         r = extras.regions

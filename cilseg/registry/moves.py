@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from cilseg.bundle import verify_files
 from cilseg.errors import ArtifactError, ConflictError, GateError, NotFoundError
-from cilseg.registry import ledger, lookup
+from cilseg.registry import ledger, lookup, schema
 from cilseg.registry.policy import UNGATED_ALIASES, judge, renamed_ids
 from cilseg.registry.records import AliasEvent, Version
 from cilseg.registry.store import FolderStore
@@ -101,7 +101,7 @@ def rollback(
 def _parent_of(connection: Connection, store: FolderStore, version: Version) -> Version | None:
     """Return the parent whose terms a verdict has to meet; None where this registry does not know it."""
     digest = version.manifest.parent
-    known = lookup.versions(connection, store, where=lookup.table.c.digest == digest) if digest is not None else []
+    known = lookup.versions(connection, store, where=schema.versions.c.digest == digest) if digest is not None else []
     return known[0] if known else None
 
 
