@@ -77,7 +77,6 @@ def cell(job):
 
     pair, size, drop, churn, lumps, sims, resamples = job
     stored = np.load(DATA)
-    parent_counts, candidate_counts = stored[f"{pair}_parent"], stored[f"{pair}_candidate"]
     classes = [
         population(
             stored[f"{pair}_parent"], stored[f"{pair}_candidate"], c, drop=drop, churn=churn, lumps=lumps, seed=c
@@ -196,8 +195,8 @@ def report(args: argparse.Namespace, passed, seconds: float) -> None:
             f"| {_percent(row['held_at_twice_tolerance'])} | {_percent(row['kept_at_no_drop'])} "
             f"| {' | '.join(promoted)} |"
         )
-    spread = [r for r in rows if r["churn"] == 1.0 and r["loss"] == "spread"]
-    at_300 = {r["pair"]: r for r in spread if r["images"] == 300}
+    spread = [r for r in rows if r["loss"] == "spread"]
+    at_300 = {r["pair"]: r for r in spread if r["images"] == 300 and r["churn"] == 1.0}
     kept, lost = at_300["kept"], at_300["lost"]
     write_record(
         "gate_calibration",
@@ -207,7 +206,9 @@ def report(args: argparse.Namespace, passed, seconds: float) -> None:
             "false_promote_rate": float(np.mean([r["false_promote_worst_case"] for r in at_300.values()])),
             "false_promote_rate_largest_row": max(r["false_promote_worst_case"] for r in spread),
             "false_promote_rate_lumps": max(r["false_promote_worst_case"] for r in rows if r["loss"] == "lumps"),
-            "held_at_twice_tolerance": min(r["held_at_twice_tolerance"] for r in spread),
+            "held_at_twice_tolerance": min(
+                r["held_at_twice_tolerance"] for r in spread if r["held_at_twice_tolerance"] is not None
+            ),
             "promoted_at_no_drop_300": kept["promoted_at_no_drop"][4],
             "promoted_at_no_drop_300_one_class": kept["promoted_at_no_drop"][1],
             "promoted_at_no_drop_300_pair_lost": lost["promoted_at_no_drop"][4],

@@ -61,5 +61,5 @@ def calibration_of(
     return Calibration(
         np.bincount(bins, minlength=BINS).astype(np.int64),
         np.bincount(bins, weights=right, minlength=BINS).astype(np.int64),
-        np.bincount(bins, weights=sure, minlength=BINS),
+        np.bincount(bins, weights=sure, minlength=BINS).astype(np.float64),
     )

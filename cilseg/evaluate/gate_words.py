@@ -165,7 +165,9 @@ class Told:
                 f"Images with {' or '.join(taken)} and without {name}: tag {name} absent, it takes their pixels."
             )
         if any(g.truth == "background" for g in self.grown[:3]):
-            lines.append("Images that show none of the classes: tag the new classes absent, they spill into it.")
+            lines.append(
+                "Images that show none of the classes: tag the new classes absent, they spill into background."
+            )
         return tuple(lines)
 
     def _class_advice(self, c: ClassResult) -> str:

@@ -185,16 +185,12 @@ def _cards(result: GateResult) -> list[tuple[str, str, str]]:
         cards.append(("New classes, mean IoU", points(sum(known) / len(known)), count))
     if result.flips and result.flips.get("pixels"):
         pixels = result.flips["pixels"]
-        cards.append(
-            ("Right before, wrong now", percent(result.flips["negative"] / pixels, decimals=1), "of scored pixels")
-        )
-        cards.append(
-            ("Wrong before, right now", percent(result.flips["positive"] / pixels, decimals=1), "of scored pixels")
-        )
+        lost, won = (points(100 * result.flips[k] / pixels) for k in ("negative", "positive"))
+        cards.append(("Pixels lost, won", f"−{lost} / +{won} %", "of scored pixels"))
     extras = result.extras
     if extras.regions is not None and extras.regions.regions:
         r = extras.regions
-        cards.append(("Objects lost, found", f"−{r.negative} / +{r.positive}", f"of {r.regions:,} of old classes"))
+        cards.append(("Objects lost, won", f"−{r.negative} / +{r.positive}", f"of {r.regions:,} of old classes"))
     if extras.calibration_error is not None:
         before, after = extras.calibration_error
         cards.append(("Calibration error", f"{points(before)} → {points(after)}", "points (ECE)"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from cilseg.errors import ArtifactError, ConflictError, GateError, NotFoundError
-from cilseg.registry import ledger, lookup
+from cilseg.registry import ledger, lookup, schema
 from cilseg.registry.policy import UNGATED_ALIASES, judge, renamed_ids
 from cilseg.registry.records import AliasEvent, Version
 from cilseg.registry.store import Store
@@ -121,7 +121,7 @@ def rollback(
 def _parent_of(connection: Connection, store: Store, version: Version) -> Version | None:
     """Return the parent whose terms a verdict has to meet; None where this registry does not know it."""
     digest = version.manifest.parent
-    known = lookup.versions(connection, store, where=lookup.table.c.digest == digest) if digest is not None else []
+    known = lookup.versions(connection, store, where=schema.versions.c.digest == digest) if digest is not None else []
     return known[0] if known else None
 
 

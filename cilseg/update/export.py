@@ -16,7 +16,7 @@ from cilseg.errors import FaultCollector, InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
 from cilseg.update.bundle import model_of
-from cilseg.update.judge import open_gate_set
+from cilseg.update.gate_set import open_gate_set
 from cilseg_serve.images import read_image
 from cilseg_serve.preprocessing import prepare
 

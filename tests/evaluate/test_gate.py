@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,8 @@ from pydantic import ValidationError
 
 from cilseg.classes import ClassSet
 from cilseg.errors import InputError
-from cilseg.evaluate.gate import GatePolicy, GateResult, judge
+from cilseg.evaluate.average_precision import AveragePrecision
+from cilseg.evaluate.gate import GateExtras, GatePolicy, GateResult, judge
 
 Counts = npt.NDArray[np.int64]
 OLD = ("cat", "dog", "horse")
@@ -236,3 +238,60 @@ def test_no_drop_is_usually_promoted_with_300_images() -> None:
     policy = GatePolicy(resamples=400)
     promoted = [verdict(*simulate(300, seed=s, noise=0.08), policy).verdict == "PROMOTE" for s in range(100)]
     assert np.mean(promoted) >= 0.8
+
+
+def by_tags(**changes: object) -> GateExtras:
+    measured = AveragePrecision("cow", 80.0, 70.0, 88.0, present=40, absent=90)
+    return GateExtras(tag_precision=(dataclasses.replace(measured, **changes),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("extras", "status", "reason"),
+    [
+        (by_tags(), "above floor", ""),
+        (by_tags(lower=40.0), "below floor", "average precision 80.0 (lower bound 40.0) on 40 tagged images"),
+        (by_tags(seen_in_training=True), "below floor", "measured on images it was trained on; the floor is 60.0"),
+        (GateExtras(), "below floor", "no mask and no tagged image shows it"),
+    ],
+)
+def test_tags_stand_in_where_nobody_drew_masks(extras: GateExtras, status: str, reason: str) -> None:
+    parent, candidate = simulate(150)
+    parent[:, 4] = candidate[:, 4] = 0
+    policy = POLICY.model_copy(update={"new_class_floors": {"*": 10.0}, "new_class_ap_floors": {"*": 60.0}})
+    result = judge(parent, candidate, class_set=CLASSES, old=OLD, policy=policy, extras=extras)
+    assert result.of_role("new")[0].status == status
+    assert result.verdict == ("PROMOTE" if status == "above floor" else "HOLD")
+    assert reason in " ".join(result.reasons)
+    assert ("--tags FILE" in " ".join(result.advice)) is (status == "below floor")
+    assert json.loads(json.dumps(result.to_json()))["tag_precision"] == [
+        dataclasses.asdict(t) for t in extras.tag_precision
+    ]
+
+
+def test_masks_decide_where_there_are_any() -> None:
+    policy = POLICY.model_copy(update={"new_class_floors": {"*": 60.0}, "new_class_ap_floors": {"*": 99.0}})
+    result = judge(*simulate(150), class_set=CLASSES, old=OLD, policy=policy, extras=by_tags())
+    assert result.of_role("new")[0].status == "above floor"
+
+
+def test_attempts_are_told_with_what_they_do_to_the_error_rate() -> None:
+    told = judge(*simulate(60), class_set=CLASSES, old=OLD, policy=POLICY, extras=GateExtras(attempt=4))
+    assert "Candidate number 4 of this lineage on this gate set" in told.notes[0]
+    assert "up to 20 % of such series" in told.notes[0]
+    assert told.to_json()["attempt"] == 4
+    first = judge(*simulate(60), class_set=CLASSES, old=OLD, policy=POLICY, extras=GateExtras(attempt=1))
+    assert not any("lineage" in note for note in first.notes)
+
+
+def test_usurpers_are_named_with_what_to_tag_next() -> None:
+    parent, candidate = simulate(200, loss=(0, 0, 0.06))
+    moved = candidate[:, 3, 3] // 3
+    candidate[:, 3, 3] -= moved
+    candidate[:, 3, 4] += moved
+    result = verdict(parent, candidate)
+    usurped = result.usurped[0]
+    assert (usurped.old, usurped.new, usurped.pixels) == ("horse", "cow", moved.sum())
+    assert usurped.after == pytest.approx(moved.sum() / candidate[:, 3].sum())
+    tags = " ".join(result.to_tag)
+    assert "Images that show horse, above all beside or instead of cow" in tags
+    assert "Images with horse and without cow: tag cow absent" in tags

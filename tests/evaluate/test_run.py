@@ -13,7 +13,8 @@ from cilseg.bundle import Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.data.source import Source, open_source
 from cilseg.errors import ArtifactError, InputError
-from cilseg.evaluate.run import JudgedModel, Predict, compare_models, evaluate_source
+from cilseg.evaluate.regions import RegionFlips
+from cilseg.evaluate.run import JudgedModel, Predict, PredictSure, compare_models, evaluate_source
 from cilseg_serve.images import write_mask
 
 Array = npt.NDArray[np.uint8]
@@ -196,3 +197,34 @@ def test_every_damaged_file_is_named_at_once(source: Source) -> None:
     assert "i1.png" in str(caught.value)
     assert "i3.png" in str(caught.value)
     assert len(calls) == 1
+
+
+def test_comparison_counts_objects_and_calibration(source: Source) -> None:
+    """Cats are rows of 1 to 4 pixels here, too small to be objects; a large one in the last image is not."""
+    big = np.zeros((10, 10), dtype=np.uint8)
+    big[2:8, 2:8] = 3
+    Image.fromarray(np.stack([big, big, big], axis=-1)).save(source.root / "images" / "i2.png")
+    write_mask(source.root / "masks" / "i2.png", big, np.zeros((4, 3), dtype=np.uint8))
+
+    def sure(predict: Predict, confidence: float) -> PredictSure:
+        return lambda image: (predict(image), np.full(image.shape[:2], confidence, dtype=np.float32))
+
+    before, after = from_red({3: 1}), from_red({1: 2})
+    both = compare_models(
+        JudgedModel(before, PARENT, predict_sure=sure(before, 0.9)),
+        JudgedModel(after, CANDIDATE, predict_sure=sure(after, 0.6)),
+        source.subset(["i2"]),
+        annotated=["cow", "cat"],
+    )
+    assert both.regions == RegionFlips(negative=1, positive=0, regions=1)
+    assert both.calibration_error == pytest.approx((10.0, 4.0), abs=1e-4)  # right on 100 % and on 64 % of the pixels
+    plain = compare_models(JudgedModel(before, PARENT), JudgedModel(after, CANDIDATE), source, annotated=["cow", "cat"])
+    assert plain.calibration_error is None
+
+
+def test_a_sure_answer_is_checked_like_any_other(source: Source) -> None:
+    bad = JudgedModel(
+        constant(0), CANDIDATE, predict_sure=lambda i: (np.full(i.shape[:2], 9, np.uint8), np.ones(i.shape[:2], "f4"))
+    )
+    with pytest.raises(ArtifactError, match="answered with id 9"):
+        compare_models(JudgedModel(constant(0), PARENT), bad, source, annotated=["cat"])
