@@ -10,6 +10,7 @@ from tiny_protocol import tree, write_protocol
 from cilseg.bench.config import load_protocol, protocol_names
 from cilseg.bench.settings import SETTINGS, Settings
 from cilseg.errors import InputError, NotFoundError
+from cilseg.methods.wilson import Wilson
 
 WANTED = {
     "voc-15-5": (15, 5),
@@ -48,8 +49,10 @@ def test_wilson_keeps_the_schedule_of_its_release() -> None:
     update = load_protocol("voc-15-5").update_config("wilson")
     rates = update.optimiser
     assert (rates.epochs, rates.schedule, rates.lr_body, rates.lr_head) == (40, "warmup", 0.001, 0.01)
-    assert (update.wilson.alpha, update.wilson.warm_up_epochs, update.wilson.use_old_tags) == (0.5, 5, False)
-    assert load_protocol("coco-to-voc").update_config("wilson").wilson.alpha == 0.9
+    options = update.options("wilson", Wilson.options_type)
+    assert (options.alpha, options.warm_up_epochs, options.use_old_tags) == (0.5, 5, False)
+    update = load_protocol("coco-to-voc").update_config("wilson")
+    assert update.options("wilson", Wilson.options_type).alpha == 0.9
 
 
 def test_unknown_preset_names_the_closest() -> None:
@@ -89,7 +92,7 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     content["data"] = {"sources": {"tiny": {}}, "sizes": {"overlap": [1, 2, 3]}}
     content["methods"]["base"] = {"method": "ft"}
     content["methods"]["ft"]["optimiser"] = {"epoks": 2}
-    content["methods"]["ft"]["options"] = {"wilsn": {}}
+    content["methods"]["ft"]["options"] = {"wilsn": {}, "cam": {"weak": {"epoch": 3}}}
     with pytest.raises(InputError) as caught:
         load_protocol(write_protocol(tmp_path / "p.yaml", content))
     text = str(caught.value)
@@ -99,6 +102,7 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     assert "'base' is no name for a row" in text
     assert "unknown key methods.ft.optimiser.epoks. Did you mean 'epochs'?" in text
     assert "unknown key methods.ft.options.wilsn. Did you mean 'wilson'?" in text
+    assert "unknown key methods.ft.options.cam.weak.epoch. Did you mean 'epochs'?" in text
     assert "methods.tags: negatives need data.withheld" in text
 
 
