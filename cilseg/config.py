@@ -161,25 +161,25 @@ def load_config(
             faults.add(_describe(error, Config))
     if isinstance(update := tree.get("update"), dict):
         for key in update.keys() - UpdateConfig.model_fields.keys():
-            _check_options(key, update[key], faults)
+            check_options(key, update[key], faults)
     faults.raise_if_any("Run `cilseg train --help` for the presets; docs/configuration.md lists every key.")
     return config
 
 
-def _check_options(name: str, section: Any, faults: FaultCollector) -> None:
-    """Check ``update.NAME``, the section of a method."""
+def check_options(name: str, section: Any, faults: FaultCollector, *, prefix: str = "update") -> None:
+    """Check the section of method ``name``, called ``PREFIX.NAME`` in faults."""
     from cilseg.methods import METHODS  # loads torch: not for configurations without such a section
 
     if name not in METHODS:
         hint = did_you_mean(str(name), [*UpdateConfig.model_fields, *METHODS])
-        faults.add(f"unknown key update.{name}.{hint}")
+        faults.add(f"unknown key {prefix}.{name}.{hint}")
         return
     kind = METHODS[name].options_type
     try:
         kind.model_validate(section)
     except ValidationError as exc:
         for error in exc.errors():
-            faults.add(_describe(error, kind, f"update.{name}"))
+            faults.add(_describe(error, kind, f"{prefix}.{name}"))
 
 
 def _read(preset: str | Path) -> dict[str, Any]:

@@ -10,7 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cilseg.bench.settings import Settings
-from cilseg.config import ModelConfig, OptimiserConfig, RuntimeConfig, UpdateConfig, configs_directory
+from cilseg.config import (
+    ModelConfig,
+    OptimiserConfig,
+    RuntimeConfig,
+    UpdateConfig,
+    check_options,
+    configs_directory,
+)
 from cilseg.data.protocol import IncrementalProtocol, Rule
 from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
 
@@ -290,6 +297,8 @@ def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
         if isinstance(row.seeds, dict):
             for rule in sorted(set(row.seeds) - set(config.rules)):
                 faults.add(f"methods.{entry}.seeds: {rule!r} is not among the protocol's rules {list(config.rules)}")
+        for name, section in row.options.items():
+            check_options(name, section, faults, prefix=f"methods.{entry}.options")
         try:
             config.update_config(entry)
         except ValidationError as exc:

@@ -91,7 +91,7 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     content["data"] = {"sources": {"tiny": {}}, "sizes": {"overlap": [1, 2, 3]}}
     content["methods"]["base"] = {"method": "ft"}
     content["methods"]["ft"]["optimiser"] = {"epoks": 2}
-    content["methods"]["ft"]["options"] = {"wilsn": {}}
+    content["methods"]["ft"]["options"] = {"wilsn": {}, "cam": {"weak": {"epoch": 3}}}
     with pytest.raises(InputError) as caught:
         load_protocol(write_protocol(tmp_path / "p.yaml", content))
     text = str(caught.value)
@@ -101,6 +101,7 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     assert "'base' is no name for a row" in text
     assert "unknown key methods.ft.optimiser.epoks. Did you mean 'epochs'?" in text
     assert "unknown key methods.ft.options.wilsn. Did you mean 'wilson'?" in text
+    assert "unknown key methods.ft.options.cam.weak.epoch. Did you mean 'epochs'?" in text
     assert "methods.tags: negatives need data.withheld" in text
 
 
