@@ -18,7 +18,7 @@ install: $(STAMP)  ## Make the environment
 
 $(STAMP): pyproject.toml constraints/ci.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,postgres,s3,dev]'
 	touch $(STAMP)
 
 demo: install  ## Generated scenes, two new classes from tags, gate, export, in a few minutes
@@ -42,6 +42,9 @@ layers: install
 
 unit: install
 	$(BIN)/pytest -q -n 2 --ignore tests/test_readme.py
+
+test-systems: install  ## The registry on a real PostgreSQL server and a real S3 server (Debian: apt-get install postgresql)
+	$(BIN)/pytest -q -m systems tests
 
 readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py

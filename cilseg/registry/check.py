@@ -135,15 +135,18 @@ def _same(recorded: dict[str, Any], logged: dict[str, Any]) -> bool:
 
 def _version_faults(version: Version, *, quick: bool) -> tuple[list[str], int]:
     store = version.store
-    faults = []
+    faults: list[str] = []
     try:
         manifest = version.manifest
-        if not store.has(manifest):
-            faults.append(f"{version.ref}: files are missing in {store.place_of(version.digest)}")
-        if not quick:
-            store.verify(version, deep=True)
     except (ArtifactError, NotFoundError) as error:
-        return [*faults, f"{version.ref}: {error}"], 1
+        return [f"{version.ref}: {error}"], 1
+    if not store.has(manifest):
+        faults.append(f"{version.ref}: files are missing in {store.place_of(version.digest)}")
+    if not quick:
+        try:
+            store.verify(version, deep=True)
+        except ArtifactError as error:
+            faults.append(f"{version.ref}: {error}")
     count = len(manifest.files) + 1
     for file_name, attachment in store.attachments(version).items():
         count += 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -20,7 +20,7 @@ from cilseg.registry.migrate import current_revision, upgrade
 from cilseg.registry.schema import HEAD, REVISIONS
 
 T = TypeVar("T")
-LOCK_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 60.0
 
 
 def missing_registry(where: str) -> NotFoundError:
@@ -39,7 +39,7 @@ def rebuild_command(where: str) -> str:
 class Database(ABC):
     """Work is a function of a connection, run in one transaction and rolled back if it raises.
 
-    Connections are opened per transaction, so an object may be shared by threads and survives a fork.
+    An object may be shared by threads and survives a fork.
     """
 
     shared: bool
@@ -49,6 +49,7 @@ class Database(ABC):
         self.where = where
         self._lock_timeout_s = lock_timeout_s
         self._checked = False
+        self._engine_of: tuple[int, Engine] | None = None
 
     @abstractmethod
     def exists(self) -> bool:
@@ -158,9 +159,14 @@ class Database(ABC):
                 "Update cilseg: pip install --upgrade cilseg."
             )
 
-    @cached_property
+    @property
     def _engine(self) -> Engine:
-        return self.make_engine()
+        """The engine of this process: connections do not survive a fork."""
+        if self._engine_of is None or self._engine_of[0] != os.getpid():
+            if self._engine_of is not None:
+                self._engine_of[1].dispose(close=False)
+            self._engine_of = (os.getpid(), self.make_engine())
+        return self._engine_of[1]
 
     def _run(self, work: Callable[[Connection], T], *, write: bool, step: str = "commit") -> T:
         deadline = time.monotonic() + self._lock_timeout_s

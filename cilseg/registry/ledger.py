@@ -137,7 +137,7 @@ def all_moves(connection: Connection, *, name: str | None = None) -> list[AliasE
     query = select(events).where(events.c.alias.is_not(None)).order_by(events.c.sequence)
     if name is not None:
         query = query.where(events.c.name == name)
-    return [alias_event(row) for row in connection.execute(query).mappings()]
+    return [alias_event(dict(row)) for row in connection.execute(query).mappings()]
 
 
 def ancestors(connection: Connection, parent: str | None) -> list[str]:

@@ -90,7 +90,7 @@ def rows(
             ),
             row,
         )
-        for row in connection.execute(query).mappings()
+        for row in map(dict, connection.execute(query).mappings())
     ]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import NullPool
 
 from cilseg.errors import CilsegError, ConflictError, InputError, MissingDependencyError
 from cilseg.registry.address import without_password
 from cilseg.registry.database import LOCK_TIMEOUT_S, Database
 
 _CONNECT_TIMEOUT_S = 10
+_MORE_CONNECTIONS = 7
+"""Connections beside the one that is kept, for threads that share a registry."""
 _IDLE_TIMEOUT_S = 300
 """A writer that stands still for so long (its machine is gone, say) loses its transaction and the lock."""
 _BUSY = ("40001", "40P01")  # serialization failure, deadlock
@@ -49,7 +50,13 @@ class PostgresDatabase(Database):
 
     def make_engine(self) -> Engine:
         try:
-            engine = create_engine(self._url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S})
+            engine = create_engine(
+                self._url,
+                pool_size=1,
+                max_overflow=_MORE_CONNECTIONS,
+                pool_pre_ping=True,  # the server may have been started again since the last transaction
+                connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+            )
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 f"A registry on PostgreSQL needs {error.name}: pip install 'cilseg[postgres]'"

@@ -45,7 +45,7 @@ class Registry:
         'animals:3'
     """
 
-    def __init__(self, address: Address, *, lock_timeout_s: float = 30.0, progress: Progress | None = None) -> None:
+    def __init__(self, address: Address, *, lock_timeout_s: float = 60.0, progress: Progress | None = None) -> None:
         self.address = address
         self._lock_timeout_s = lock_timeout_s
         self.progress = progress
@@ -57,7 +57,7 @@ class Registry:
         url: str | Path | None = None,
         *,
         store: str | Path | None = None,
-        lock_timeout_s: float = 30.0,
+        lock_timeout_s: float = 60.0,
         progress: Progress | None = None,
     ) -> Registry:
         """Return the registry at ``url``, by ``CILSEG_REGISTRY``, or ``./cilseg-registry``.

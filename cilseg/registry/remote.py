@@ -38,7 +38,8 @@ class RemoteStore:
     """Artifacts in an object store, with a local cache."""
 
     def __init__(self, url: str, *, progress: Progress | None = None) -> None:
-        self.url = url.rstrip("/")
+        scheme, _, rest = url.partition("://")
+        self.url = f"{scheme}://{rest.rstrip('/')}"
         self._progress = progress
         self._scheme = url.partition("://")[0]
         self._fs, self._root = _filesystem(self.url)
@@ -465,6 +466,8 @@ def cache_root() -> Path:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
+    if not url.partition("://")[2]:
+        raise InputError(f"Store {url!r} names no place. Give a folder or a URL such as s3://bucket/registry.")
     try:
         import fsspec
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_story import Commands, Contents, Story
+from command_server import Finished
 
 from cilseg.bundle import CHECKPOINT, verify_files
 from cilseg.registry import Registry
@@ -102,25 +103,31 @@ def test_kill_in_an_update_then_resume(story: Story, cilseg: Commands, registry:
 
 
 @pytest.mark.parametrize(
-    ("target", "nth", "registered"),
+    ("where", "registered"),
     [
-        ("cilseg.update.bundle:write_manifest", "1", False),
-        ("cilseg.registry.store:copy_hashed", "2", False),
-        ("cilseg.registry.store:_move_directory", "1", False),
-        ("cilseg.registry.lookup:newest_number", "1", False),
-        ("cilseg.registry.event_log:append", "1", True),
-        ("cilseg.registry.registry:Registry.promote", "1", True),
-        ("cilseg.update.step:validate_version", "1", True),
-        ("cilseg.registry.attachments:publish", "3", True),
+        (("kill_before", "cilseg.update.bundle:write_manifest", "1"), False),
+        ("register.write:2", False),
+        ("register.rename:1", False),
+        ("register.commit:1", False),
+        ("register.log-write:1", True),
+        (("kill_before", "cilseg.registry.registry:Registry.promote", "1"), True),
+        ("promote.commit:1", True),
+        (("kill_before", "cilseg.update.step:validate_version", "1"), True),
+        ("attach.rename:3", True),
     ],
 )
 def test_kill_in_registration(
-    story: Story, cilseg: Commands, registry: Path, contents: Contents, target: str, nth: str, registered: bool
+    story: Story,
+    cilseg: Commands,
+    registry: Path,
+    contents: Contents,
+    where: str | tuple[str, ...],
+    registered: bool,
 ) -> None:
     """The run of the story is finished, so that its repetition under another name only registers."""
     before = contents(registry)
     again = (*story.update, "--from", "shapes", "--resume", "--name", "again")
-    dead = cilseg(*again, sabotage=("kill_before", target, nth))
+    dead = _killed(cilseg, again, where)
     assert dead.code == -signal.SIGKILL, dead.err
     names = Registry.open(registry).names()
     assert names == (["again", "shapes"] if registered else ["shapes"])
@@ -133,12 +140,19 @@ def test_kill_in_registration(
     assert Registry.open(registry).resolve("again@candidate").number == 1
     assert len(Registry.open(registry).versions("again")) == 1
     assert_sound(registry)
+    assert cilseg("fsck").code == 0
+
+
+def _killed(cilseg: Commands, command: tuple[object, ...], where: str | tuple[str, ...]) -> Finished:
+    """Run a command that dies at a kill point of the registry, or before a call that ``where`` names."""
+    if isinstance(where, str):
+        return cilseg(*command, env={"CILSEG_KILL_POINT": where})
+    return cilseg(*command, sabotage=where)
 
 
 def test_kill_in_export(story: Story, cilseg: Commands, registry: Path) -> None:
     """Before the model is attached: its report is there already, and means nothing without it."""
-    sabotage = ("kill_before", "cilseg.registry.attachments:publish", "3")
-    dead = cilseg("export", "@candidate", sabotage=sabotage)
+    dead = _killed(cilseg, ("export", "@candidate"), ("kill_before", "cilseg.registry.attachments:publish", "3"))
     assert dead.code == -signal.SIGKILL
     version = Registry.open(registry).resolve("@candidate")
     assert "model.onnx" not in Registry.open(registry).attachments(version)
