@@ -11,7 +11,7 @@ from cilseg.models.batch_renorm import BatchRenorm2d
 from cilseg.train.engine import Tick
 
 
-class Stop(Exception):
+class PowerCutError(Exception):
     """Somebody pulled the plug."""
 
 
@@ -34,14 +34,14 @@ def test_a_step_and_the_same_step_broken_off_and_resumed(world: World, tmp_path,
 
     count = 0
 
-    def stop(tick: Tick) -> None:
+    def stop(_: Tick) -> None:
         nonlocal count
         count += 1
         if count == len(ticks) - 2:
-            raise Stop
+            raise PowerCutError
 
     often = RUNTIME.model_copy(update={"checkpoint_every_s": 0.0})
-    with pytest.raises(Stop):
+    with pytest.raises(PowerCutError):
         take_step(world, name, tmp_path / "broken", runtime=often, on_tick=stop)
     rest: list[Tick] = []
     resumed = take_step(world, name, tmp_path / "broken", runtime=often, resume=True, on_tick=rest.append)
