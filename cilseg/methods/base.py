@@ -114,7 +114,7 @@ class Method(nn.Module):
         self._old = [context.old_model] if context.old_model is not None else []
         for old in self._old:
             old.eval().requires_grad_(False)
-        if self.background_init:
+        if self.background_init and self._old and self.model.n_classes > self.n_old:
             start_as_background(self.model)
 
     @classmethod
@@ -209,13 +209,10 @@ class Method(nn.Module):
 def start_as_background(model: SegmentationModel) -> None:
     """Let the newest classifier start as shares of the background (MiB: Cermelli et al., CVPR 2020, eq. 10, 11).
 
-    Must come after the old weights were loaded; the soft-max of the old classes does not change. Without a new
-    classifier nothing happens.
+    Must come after the old weights were loaded; the soft-max of the old classes does not change.
     """
-    first, *later = list(model.classifier.steps)
-    if not later:
-        return
-    n_new = later[-1].weight.shape[0]
+    first, *_, newest = list(model.classifier.steps)
+    n_new = newest.weight.shape[0]
     if first.bias is None:
         raise InputError(
             "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, "
@@ -223,8 +220,8 @@ def start_as_background(model: SegmentationModel) -> None:
         )
     weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
     with torch.no_grad():
-        later[-1].weight.copy_(weight)
-        later[-1].bias.copy_(bias)
+        newest.weight.copy_(weight)
+        newest.bias.copy_(bias)
         first.bias.copy_(old_bias)
 
 

@@ -32,7 +32,7 @@ class MibPoints(Method):
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
         logits, old = self.at_pixels(found.logits, batch), self.at_pixels(found.old_logits, batch)
-        in_image = F.pad(batch["tags"] > 0, (1, 0))  # a column for background
+        in_image = F.pad(batch["tags"] != 0, (1, 0))  # an unknown class may be there; a column for background
         return {
             "partial": partial_loss(logits, batch["mask"], n_old=self.n_old, class_in_image=in_image).total,
             "kd": self.options.kd_weight * unbiased_kd(logits, old),
