@@ -328,7 +328,7 @@ def run_cell(
         "images": examples.size,
         "iterations": iterations,
         "config": {
-            "model": {**config.model.model_dump(mode="json"), "weights": Path(config.model.weights).name},
+            "model": config.model.model_dump(mode="json") | {"weights": Path(config.model.weights).name},
             **(
                 {"base": [c.model_dump(mode="json") for c in config.base]}
                 if update is None

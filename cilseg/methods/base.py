@@ -211,18 +211,20 @@ def start_as_background(model: SegmentationModel) -> None:
 
     Must come after the old weights were loaded; the soft-max of the old classes does not change.
     """
-    first, *_, newest = list(model.classifier.steps)
-    n_new = newest.weight.shape[0]
-    if first.bias is None:
+    steps = model.classifier.steps
+    newest, old = steps[-1], steps[0]
+    if old.bias is None:
         raise InputError(
             "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, "
             "or train a base without model.classifier=cosine."
         )
-    weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
+    new_weight, new_bias = newest.get_parameter("weight"), newest.get_parameter("bias")
+    old_bias = old.get_parameter("bias")
+    weight, bias, changed = background_split_init(old.get_parameter("weight"), old_bias, n_new=len(new_bias))
     with torch.no_grad():
-        newest.weight.copy_(weight)
-        newest.bias.copy_(bias)
-        first.bias.copy_(old_bias)
+        new_weight.copy_(weight)
+        new_bias.copy_(bias)
+        old_bias.copy_(changed)
 
 
 def _group(parameters: Iterable[nn.Parameter], lr: float) -> dict[str, Any]:
