@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
 from cilseg.losses.cam import cam_loss
 from cilseg.losses.label_making import cam_labels, merge_passes
-from cilseg.methods.two_stage import TwoStage, WeakNetwork
+from cilseg.methods.two_stage import TwoStage, TwoStageOptions, WeakNetwork
 from cilseg.models.weak import CamHead
 from cilseg.train.dataset import Batch
 
 
+class CamOptions(TwoStageOptions):
+    """How maps become labels."""
+
+    threshold: float = Field(default=0.2, gt=0, lt=1)
+    """Score of the background: where no class exceeds it, a pixel is background."""
+
+
 class CamNetwork(WeakNetwork):
     """A classifier whose maps are read before the mean that makes them scores."""
+
+    options: CamOptions
 
     def build_decoder(self) -> CamHead:
         return CamHead(self.model.backbone.channels, n_foreground=self.n_new)
@@ -37,4 +47,5 @@ class Cam(TwoStage):
     name = "cam"
     idea = "maps of an image classifier as hard labels"
     paper = "Zhou et al., CVPR 2016; adapted in Cermelli et al., CVPR 2022"
+    options_type = CamOptions
     weak_type = CamNetwork

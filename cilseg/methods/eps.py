@@ -22,7 +22,10 @@ from cilseg.train.dataset import Batch, TrainingSet
 
 
 class EpsOptions(TwoStageOptions):
-    """How class maps and saliency are compared."""
+    """How class maps and saliency are compared, and how maps become labels."""
+
+    threshold: float = Field(default=0.2, gt=0, lt=1)
+    """Score of the background: where no class exceeds it, a pixel is background."""
 
     tau: float = Field(default=0.4, ge=0, le=1)
     """Overlap with the salient region from which a tagged class belongs to the foreground."""

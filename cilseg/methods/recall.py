@@ -34,7 +34,8 @@ class RecallOptions(Options):
 class Recall(Method):
     """Frozen encoder; batches of new images and of replayed images in turn.
 
-    Replay images are labelled by the model of the base step, or by the helper of the step that brought their class.
+    Replay images of base classes are labelled by the parent (in the paper by the model of the base step, which in the
+    first step is the same), those of later classes by the helper of the step that brought them.
     """
 
     name = "recall"

@@ -76,7 +76,8 @@ class Sdr(Method):
             "match": opt.matching * matching_loss(found.body, hidden_old_labels(old, labels), self.means),
             "attract": opt.attraction * attraction_loss(found.body, labels, self.means),
             "repel": opt.repulsion * repulsion_loss(found.body, labels, n_classes=self.model.n_classes),
-            "sparse": opt.sparsity * sparsity_loss(found.body, labels),
+            # Activations are what is to be sparse; a body that ends linearly (MobileNet) has values of both signs.
+            "sparse": opt.sparsity * sparsity_loss(found.body.relu(), labels),
         }
 
     def keep(self, folder: Path) -> None:

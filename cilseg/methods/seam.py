@@ -25,6 +25,7 @@ class SeamOptions(TwoStageOptions):
 
     weak: OptimiserConfig = OptimiserConfig(epochs=8, lr_body=0.001, lr_head=0.01, weight_decay=5e-4)
     threshold: float = Field(default=0.26, gt=0, lt=1)
+    """Score of the background: where no class exceeds it, a pixel is background."""
     small_scale: float = Field(default=0.3, gt=0, lt=1)
     """Size of the second view."""
     random_walk: bool = False

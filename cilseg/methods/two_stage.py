@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from cilseg.classes import VOID_ID, default_color
@@ -39,8 +38,6 @@ class TwoStageOptions(Options):
 
     weak: OptimiserConfig = OptimiserConfig(epochs=15, lr_body=0.001, lr_head=0.01, weight_decay=5e-4)
     """Stage 1: ``lr_body`` of its backbone, ``lr_head`` of everything on top."""
-    threshold: float = Field(default=0.2, gt=0, lt=1)
-    """Score of the background: pixels where no class reaches it are background."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Image scales whose maps are merged, each also flipped."""
 
