@@ -43,13 +43,10 @@ layers: install
 unit: install
 	$(BIN)/pytest -q -n 2 --ignore tests/test_readme.py
 
-test-systems: install  ## The registry on a real PostgreSQL server and a real S3 server (Debian: apt-get install postgresql)
-	$(BIN)/pytest -q -m systems tests
-
 readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py
 
-test-systems: install  ## Tests against real systems: headless Chromium (apt-get install -y chromium)
+test-systems: install  ## Tests against a real PostgreSQL, S3 server and headless Chromium (apt-get install postgresql chromium)
 	$(BIN)/pytest -q -m systems
 
 bench: install  ## One benchmark: make bench NAME=voc_animals_story ARGS='--data DIR --weights FILE'
