@@ -108,6 +108,7 @@ class FolderStore:
         self.root = self.work = root
         self.url = str(root)
         self._log = root / EVENT_LOG
+        self._versions = f"{root / 'versions'}{os.sep}"
 
     @property
     def tmp(self) -> Path:
@@ -153,11 +154,12 @@ class FolderStore:
         return self.folder_of(digest)
 
     def place_of(self, digest: str) -> str:
-        return str(self.folder_of(digest))
+        return f"{self._versions}{digest.removeprefix('sha256:')}"  # text: lists ask for thousands
 
     def fault_of(self, digest: str) -> str | None:
-        folder = self.folder_of(digest)
-        return None if (folder / MANIFEST).is_file() else f"{folder} is no bundle: {MANIFEST} is missing."
+        place = self.place_of(digest)
+        there = os.access(f"{place}/{MANIFEST}", os.F_OK)
+        return None if there else f"{place} is no bundle: {MANIFEST} is missing."
 
     def manifest(self, digest: str) -> Manifest:
         folder = self.folder_of(digest)

@@ -16,7 +16,7 @@ _PACKAGES = ("numpy", "pillow", "timm", "lightning-fabric", "safetensors", "onnx
 
 
 def git_commit() -> str | None:
-    """Return the commit that cilseg runs from, ``+`` behind it where files were changed; None outside a checkout."""
+    """Return the commit that cilseg runs from, with ``+`` where files changed; ``None`` outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

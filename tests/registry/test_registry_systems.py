@@ -126,9 +126,8 @@ def test_events_of_a_shared_database_cannot_be_changed(postgres_url: str, tmp_pa
 
 
 @pytest.mark.systems
+@pytest.mark.parametrize("registry", ["postgres", "s3"], indirect=True)
 def test_a_lost_shared_database_is_rebuilt(registry: Registry, postgres: str, tmp_path: Path) -> None:
-    if registry.address.folder is not None:
-        pytest.skip("the embedded one is in test_registry_versions")
     registered(registry, tmp_path, 3)
     registry.promote("animals:1")
     registry.promote("animals:2", why="because")
