@@ -93,5 +93,6 @@ def read_saliency_of(
     maps: Sequence[Path], files: Sequence[Path], short_side_px: int | None, index: int
 ) -> npt.NDArray[np.uint8]:
     """Read the saliency map of image ``index`` at the size at which the network sees that image."""
-    height, width = network_size_hw(*read_image(files[index]).shape[:2], short_side_px)
+    height, width = read_image(files[index]).shape[:2]
+    height, width = network_size_hw(height, width, short_side_px)
     return read_saliency(maps[index], height=height, width=width)

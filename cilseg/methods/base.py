@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -211,14 +211,13 @@ def start_as_background(model: SegmentationModel) -> None:
 
     Must come after the old weights were loaded; the soft-max of the old classes does not change.
     """
-    first, *_, newest = list(model.classifier.steps)
-    n_new = newest.weight.shape[0]
-    if first.bias is None:
+    first, *_, newest = (cast("nn.Conv2d", step) for step in model.classifier.steps)
+    if first.bias is None or newest.bias is None:
         raise InputError(
             "The parent has a cosine classifier, which knows no background bias to start new classes from. Use pifs, "
             "or train a base without model.classifier=cosine."
         )
-    weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=n_new)
+    weight, bias, old_bias = background_split_init(first.weight, first.bias, n_new=newest.weight.shape[0])
     with torch.no_grad():
         newest.weight.copy_(weight)
         newest.bias.copy_(bias)

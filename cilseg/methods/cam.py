@@ -22,7 +22,8 @@ class CamNetwork(WeakNetwork):
         return {"cls": cam_loss(self.decoder(body), self.new_tags(batch))}
 
     def class_maps(self, image: Tensor) -> Tensor:
-        return self.decoder(self.model.backbone(self.model.normalise(image))).relu()
+        maps: Tensor = self.decoder(self.model.backbone(self.model.normalise(image)))
+        return maps.relu()
 
     def label(self, passes: list[Tensor], tags: Tensor, image: Tensor) -> Tensor:
         size_hw = (image.shape[-2], image.shape[-1])

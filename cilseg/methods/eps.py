@@ -44,7 +44,7 @@ class EpsNetwork(WeakNetwork):
         return eps_losses(maps, saliency, tags=self.new_tags(batch), tau=self.options.tau, lam=self.options.lam)
 
     def class_maps(self, image: Tensor) -> Tensor:
-        maps = self.decoder(self.model.backbone(self.model.normalise(image))).float()
+        maps: Tensor = self.decoder(self.model.backbone(self.model.normalise(image))).float()
         return maps.softmax(dim=1)[:, :-1]
 
     def label(self, passes: list[Tensor], tags: Tensor, image: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Pifs(Method):
                 features = model.head(model.backbone(model.normalise(image)))
             total += image_prototypes(features, mask, class_ids=new)[0]
         with torch.no_grad():
-            model.classifier.steps[-1].weight.copy_(imprinted_weights(total)[:, :, None, None])
+            cast("Tensor", model.classifier.steps[-1].weight).copy_(imprinted_weights(total)[:, :, None, None])
         self._teacher = [copy.deepcopy(model).eval().requires_grad_(False)]  # outside the module tree
         renormalise(model)
         return data

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from cilseg.losses.partial import partial_loss
 from cilseg.losses.unbiased import unbiased_kd
-from cilseg.methods.base import Method, Options
+from cilseg.methods.base import Method, Options, Supervision
 from cilseg.train.dataset import Batch
 
 
@@ -22,7 +24,7 @@ class MibPoints(Method):
     """Marginal likelihood of what an annotation leaves open, plus MiB's distillation; our reconstruction."""
 
     name = "mib-points"
-    supervision = "points"
+    supervision: ClassVar[Supervision] = "points"
     idea = "labelled points, and elsewhere: old, background, or a class tagged in the image"
     paper = "after Cermelli et al., arXiv 2201.13338 (loss reconstructed here)"
     options_type = PartialOptions

@@ -148,6 +148,7 @@ class Recall(Method):
         self._helper: SegmentationModel | None = None
         if self.options.helper:
             ids = range(self.n_old, self.model.n_classes)
+            assert self._new_data.read_mask is not None
             helper = HelperDecoder(self.model, n_classes=len(ids))
             read_mask = partial(_read_helper_labels, self._new_data.read_mask, list(ids))
             stage.fit("helper", helper, self._new_data.changed(read_mask=read_mask), self._rates)
