@@ -77,7 +77,7 @@ class UpdateConfig(_Section):
     """An incremental step (``cilseg update``).
 
     Beside these keys it may hold one section per method, ``update.wilson`` for example; the method's file says what
-    stands in it (``Method.options_type``), and :func:`load_config` checks it.
+    stands in it (``Method.options_type``), and :func:`load_config` checks it on request.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -130,12 +130,18 @@ def preset_names() -> list[str]:
 
 
 def load_config(
-    preset: str | Path | None = None, overrides: Sequence[str] = (), *, base: dict[str, Any] | None = None
+    preset: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: dict[str, Any] | None = None,
+    check_methods: bool = False,
 ) -> Config:
     """Return the configuration of ``preset`` (a name in ``configs/`` or a YAML file) with ``a.b=value`` overrides.
 
     Args:
         base: a resolved configuration to start from (the parent version's) when no preset is given.
+        check_methods: check the sections of methods too, which loads torch; else a method checks its own when it is
+            built.
 
     Raises:
         NotFoundError: no such preset or file.
@@ -159,7 +165,7 @@ def load_config(
     except ValidationError as exc:
         for error in exc.errors():
             faults.add(_describe(error, Config))
-    if isinstance(update := tree.get("update"), dict):
+    if check_methods and isinstance(update := tree.get("update"), dict):
         for key in update.keys() - UpdateConfig.model_fields.keys():
             check_options(key, update[key], faults)
     faults.raise_if_any("Run `cilseg train --help` for the presets; docs/configuration.md lists every key.")
@@ -168,7 +174,7 @@ def load_config(
 
 def check_options(name: str, section: Any, faults: FaultCollector, *, prefix: str = "update") -> None:
     """Check the section of method ``name``, called ``PREFIX.NAME`` in faults."""
-    from cilseg.methods import METHODS  # loads torch: not for configurations without such a section
+    from cilseg.methods import METHODS  # loads torch
 
     if name not in METHODS:
         hint = did_you_mean(str(name), [*UpdateConfig.model_fields, *METHODS])

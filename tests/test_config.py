@@ -73,7 +73,7 @@ def test_all_faults_at_once(tmp_path):
         "optimizer: {}\n"
     )
     with pytest.raises(InputError) as caught:
-        load_config(path, ["noequals", "seed=[1,", "runtime.device=gpu"])
+        load_config(path, ["noequals", "seed=[1,", "runtime.device=gpu"], check_methods=True)
     text = str(caught.value)
     for wanted in (
         r"mine\.yaml: 10 faults",
@@ -111,7 +111,7 @@ def test_all_faults_at_once(tmp_path):
 def test_values_out_of_range(override):
     key = override.partition("=")[0].replace(".", r"\.")
     with pytest.raises(InputError, match=rf"1 fault, nothing was written\.\n  - {key}"):
-        load_config(overrides=[override])
+        load_config(overrides=[override], check_methods=True)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def loaded_after(code: str) -> set[str]:
         "import cilseg.registry",
         "import cilseg_serve\ncilseg_serve.Segmenter",
         "import cilseg.config\ncilseg.config.load_config('tiny')",
-        "import cilseg.bench.config\ncilseg.bench.config.load_protocol('scenes-6-2')",
+        "import cilseg.bench.config",
     ],
 )
 def test_imports_without_torch(code):

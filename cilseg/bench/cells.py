@@ -245,7 +245,8 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
     if saliency not in (None, BUILTIN):
         source = data.train[step]
         files = [source.image_paths[i] for i in training_rows(data, cell)]
-        saliency = partial(read_saliency_of, matching_files(Path(saliency), files, what="saliency map"), files)
+        maps = matching_files(Path(saliency), files, what="saliency map")
+        saliency = partial(read_saliency_of, maps, files, model.preprocessing.short_side_px)
     return StepInputs(replay=replay, saliency=saliency, kept=parent / KEEP)
 
 

@@ -31,7 +31,7 @@ def command(
 
     from cilseg.config import load_config
 
-    resolved = load_config(config, settings or [])
+    resolved = load_config(config, settings or [], check_methods=True)
 
     from cilseg.demo import run_demo
     from cilseg.train.progress import training_bar

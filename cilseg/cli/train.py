@@ -66,7 +66,7 @@ def command(
     overrides = list(settings or [])
     overrides += [f"model.weights={weights}"] if weights else []
     overrides += [f"seed={seed}"] if seed is not None else []
-    resolved = load_config(config or "mobilenetv2", overrides)
+    resolved = load_config(config or "mobilenetv2", overrides, check_methods=True)
 
     from cilseg.train.progress import training_bar
     from cilseg.update import BaseRequest, train_version, validate_version

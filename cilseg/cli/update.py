@@ -118,7 +118,7 @@ def command(
     overrides += [f"update.method={method}"] if method else []
     overrides += [f"seed={seed}"] if seed is not None else []
     base = {} if config else dict(version.manifest.config)
-    resolved = load_config(config, overrides, base=base)
+    resolved = load_config(config, overrides, base=base, check_methods=not dry_run)
     if asked is not None:
         resolved = resolved.model_copy(update={"gate": asked})
     if dry_run:

@@ -13,6 +13,7 @@ from PIL import Image
 from cilseg.classes import normalise_name
 from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mean
 from cilseg_serve.images import IMAGE_SUFFIXES, read_image
+from cilseg_serve.preprocessing import network_size_hw
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def read_saliency(path: Path, *, height: int, width: int) -> npt.NDArray[np.uint
     return resized
 
 
-def read_saliency_of(maps: Sequence[Path], files: Sequence[Path], index: int) -> npt.NDArray[np.uint8]:
-    """Read the saliency map of image ``index`` at the size of that image."""
+def read_saliency_of(
+    maps: Sequence[Path], files: Sequence[Path], short_side_px: int | None, index: int
+) -> npt.NDArray[np.uint8]:
+    """Read the saliency map of image ``index`` at the size at which the network sees that image."""
     height, width = read_image(files[index]).shape[:2]
+    height, width = network_size_hw(height, width, short_side_px)
     return read_saliency(maps[index], height=height, width=width)

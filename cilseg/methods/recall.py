@@ -149,6 +149,7 @@ class Recall(Method):
         self._helper: SegmentationModel | None = None
         if self.options.helper:
             ids = range(self.n_old, self.model.n_classes)
+            assert self._new_data.read_mask is not None
             helper = HelperDecoder(self.model, n_classes=len(ids))
             assert self._new_data.read_mask is not None
             read_mask = partial(_read_helper_labels, self._new_data.read_mask, list(ids))

@@ -86,7 +86,7 @@ class SeamNetwork(WeakNetwork):
         return seam_labels(self.merged(passes, image), tags[None], background=self.options.threshold)[0]
 
     def scores(self, image: Tensor, tags: Tensor) -> Tensor:
-        """Return the maps of tagged classes over their range, (1, n_new, H, W) in 0 .. 1."""
+        """Return the maps of tagged classes over their range, (1, n_new, H, W): 0 .. 1, below 0 where one is flat."""
         maps = over_range(self.merged(self.passes(image, scales=self.options.scales), image))
         return maps * (tags > 0)[None, :, None, None]
 

@@ -296,7 +296,7 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         files = [image.file for image in material.tag_list.images]
         maps = matching_files(Path(request.saliency), files, what="saliency map")
         check_images(maps, what=f"Saliency folder {request.saliency}")
-        saliency = partial(read_saliency_of, maps, files)
+        saliency = partial(read_saliency_of, maps, files, parent.manifest.preprocessing.short_side_px)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
     inputs = StepInputs(replay=replay, saliency=saliency, kept=parent.path)
     return dataclasses.replace(material, identity=identity, images=images, inputs=inputs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from cilseg.bundle import Architecture, Preprocessing
 from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.errors import InputError
-from cilseg.methods import METHODS, Method, StepContext, Supervised, method_class
+from cilseg.methods import METHODS, Method, StepContext, Supervised, Supervision, method_class
 from cilseg.models.segmenter import SegmentationModel
 
 
@@ -26,7 +28,7 @@ def test_every_method_says_what_it_is():
         assert issubclass(method, Method)
         assert method.name == name
         assert method_class(name) is method
-        assert method.supervision in ("masks", "tags")
+        assert method.supervision in get_args(Supervision)
         assert method.idea
         assert method.paper
     assert METHODS["wilson"].supervision == "tags"

@@ -113,6 +113,50 @@ def test_batches_hold_what_the_supervision_allows():
     assert "mask" not in synthetic(masks=False).collate(0, [4, 2])
 
 
+def test_saliency_is_cut_as_the_mask_is():
+    data = synthetic()
+    data.read_saliency = data.read_mask
+    batch = data.collate(1, [4, 2])
+    assert batch["saliency"].dtype == torch.uint8
+    assert torch.equal(batch["saliency"].long(), batch["mask"])
+    plain = synthetic().collate(1, [4, 2])
+    assert torch.equal(batch["image"], plain["image"])
+    data.read_mask = None
+    alone = data.collate(1, [4, 2])
+    assert torch.equal(alone["saliency"], batch["saliency"])
+    assert "mask" not in alone
+
+
+def test_a_plan_decides_the_batches():
+    data = synthetic()
+    planned = data.changed(plan=lambda epoch, size: [[epoch] * size, [3, 4, 5, 6]])
+    assert planned.iterations(4) == 2
+    assert planned.batch_indices(1, 4) == [[1, 1, 1, 1], [3, 4, 5, 6]]
+    assert planned.batch_indices(1, 4, rank=1, world=2) == [[1, 1], [4, 6]]
+    batches = list(epoch_batches(planned, 1, batch_size=4))
+    assert [b["tags"][:, 0].tolist() for b in batches] == [[2, 2, 2, 2], [6, 8, 10, 12]]
+    assert data.batch_indices(1, 4) == synthetic().batch_indices(1, 4)  # the first set stays as it was
+
+
+def test_a_changed_copy_reads_anew():
+    data = synthetic()
+    first = data.sample(0, 3)
+    black = data.changed(read_mask=lambda _: np.zeros((40, 50), np.uint8))
+    assert not black.sample(0, 3)["mask"].any()
+    assert np.array_equal(black.sample(0, 3)["image"], first["image"])
+    assert np.array_equal(data.sample(0, 3)["mask"], first["mask"])
+    with pytest.raises(InputError, match="no image to train on"):
+        data.changed(size=0)
+
+
+def test_files_made_per_image_have_names_in_order():
+    data = synthetic()
+    assert data.name(7) == "00007"
+    named = data.changed(names=[f"img{i}" for i in range(11)])
+    assert named.name(7) == "00007-img7"
+    assert len({named.name(i) for i in range(11)}) == 11
+
+
 def test_no_images():
     with pytest.raises(InputError, match=r"no image to train on\. Check the split list or the tag list"):
         synthetic(0)
