@@ -103,6 +103,8 @@ class Method(nn.Module):
     options_type: ClassVar[type[Options]] = Options
     sees_old_masks: ClassVar[bool] = False
     """Whether its masks show the old classes too (joint training, shots)."""
+    refines: ClassVar[bool] = False
+    """Whether it also learns from a step without new classes."""
     background_init: ClassVar[bool] = False
     """Whether new classifiers start as shares of the background (MiB), instead of at random."""
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.config import OptimiserConfig
+from cilseg.errors import InputError
 from cilseg.losses.wilson import wilson_losses
 from cilseg.methods.base import Method, Options, StepContext, _group
 from cilseg.models.head import Localizer
@@ -65,9 +66,15 @@ class Wilson(Method):
     paper = "Cermelli et al., CVPR 2022"
     options_type = WilsonOptions
     options: WilsonOptions
+    refines = True
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
+        if self.options.prior != "learned" and self.model.n_classes == self.n_old:
+            raise InputError(
+                f"With update.wilson.prior={self.options.prior} the localizer has maps of new classes alone, and this "
+                "step brings none. Use prior=learned, or tag a new class."
+            )
         n_maps = self.model.n_classes - (0 if self.options.prior == "learned" else self.n_old)
         self.localizer = Localizer(self.model.backbone.channels, n_classes=n_maps)
 

@@ -152,6 +152,11 @@ def check_tags(parent: Version, request: UpdateRequest) -> TagList:
 def _from_tag_list(parent: Version, request: UpdateRequest, method: type[Method]) -> Material:
     tag_list = check_tags(parent, request)
     annotations = None
+    if not tag_list.new_classes and not method.refines:
+        raise InputError(
+            f"Tag list {tag_list.path} brings no new class, and {method.name} learns new classes only. Tag one, or use "
+            "--method wilson, which learns from tags of old classes too."
+        )
     if method.supervision == "tags":
         check_trainable(tag_list)
     class_set = tag_list.extended(parent.manifest.class_set)

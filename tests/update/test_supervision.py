@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,6 +65,35 @@ def test_a_new_class_without_an_image_that_lacks_it(refusal, base_story, tmp_pat
         message = refusal(method, tags=base_story.tag_list(tmp_path / "tags.json", n=4, **everywhere))
         assert f"new class {NEW!r} has no image tagged absent (4 present, 0 unknown)" in message
         assert f'with "absent": ["{NEW}"]' in message
+
+
+class TestNoNewClass:
+    @pytest.fixture
+    def old_tags(self, base_story, tmp_path):
+        images = {path.name: [OLD[i % 2]] for i, path in enumerate(base_story.source.image_paths[:8])}
+        path = tmp_path / "old.json"
+        path.write_text(json.dumps({"image_root": str(base_story.scenes / "images"), **_rows(images)}))
+        return path
+
+    @pytest.mark.parametrize("method", ["cam", "seam", "ss", "eps", "mib-points", "mib-scribbles"])
+    def test_nothing_to_learn(self, refusal, old_tags, method):
+        message = refusal(method, tags=old_tags, saliency="builtin" if method == "eps" else None)
+        assert f"Tag list {old_tags} brings no new class, and {method} learns new classes only." in message
+        assert "--method wilson, which learns from tags of old classes too" in message
+
+    @pytest.mark.parametrize("prior", ["fixed", "none"])
+    def test_a_localizer_without_maps(self, refusal, old_tags, prior):
+        message = refusal("wilson", f"update.wilson.prior={prior}", tags=old_tags)
+        assert f"With update.wilson.prior={prior} the localizer has maps of new classes alone" in message
+        assert "Use prior=learned" in message
+
+    def test_wilson_refines(self, registry, old_tags):
+        result = update_version(registry, UpdateRequest(config=settings("wilson"), tags=old_tags, gate=False))
+        assert result.candidate.manifest.class_set.names == ("background", *OLD)
+
+
+def _rows(images):
+    return {"images": [{"file": name, "present": present} for name, present in images.items()]}
 
 
 class TestSaliency:
