@@ -38,7 +38,7 @@ def attach_report(
     manifest = candidate.manifest
     command = f"cilseg validate {candidate.ref} --against {reference.ref}"
     command += f" {options}" if options else ""
-    command += f" --registry {shlex.quote(str(registry.root))}"
+    command += f" --registry {shlex.quote(registry.url)}"
     with tempfile.TemporaryDirectory(prefix="cilseg-gate-") as temporary:
         html, data = Path(temporary) / GATE_HTML, Path(temporary) / GATE_JSON
         write_report(
