@@ -89,9 +89,17 @@ class UpdateConfig(_Section):
         """Return the section of method ``name``; what it leaves out has its default.
 
         Raises:
-            pydantic.ValidationError: unknown keys or wrong values.
+            InputError: unknown keys or wrong values, all of them.
         """
-        return kind.model_validate((self.model_extra or {}).get(name, {}))
+        faults = FaultCollector(f"Options of method {name!r}")
+        section = (self.model_extra or {}).get(name, {})
+        try:
+            return kind.model_validate(section)
+        except ValidationError as exc:
+            for error in exc.errors():
+                faults.add(_describe(error, kind, f"update.{name}"))
+        faults.raise_if_any("docs/configuration.md lists every key.")
+        raise AssertionError("unreachable")
 
 
 class RuntimeConfig(_Section):

@@ -10,7 +10,6 @@ from cilseg.bench.cells import Cell, read_cell, run_cell, step_inputs, training_
 from cilseg.bench.protocol import ProtocolRequest, open_protocol
 from cilseg.classes import UNLABELLED_ID
 from cilseg.config import OptimiserConfig
-from cilseg.errors import InputError
 from cilseg.models.build import new_model
 from cilseg.train.steps import KEEP
 
@@ -90,13 +89,6 @@ def test_withheld_images_stand_in_for_every_old_class_that_they_show(rows, model
     assert inputs.saliency is None
     eps = step_inputs(rows.data, Cell("overlap", 0, "eps", 1), parent=tmp_path, model=model)
     assert (eps.saliency, eps.replay) == ("builtin", None)
-
-
-def test_absent_tagged_images_are_for_rows_without_masks(scenes, tmp_path):
-    path = write_protocol(tmp_path / "t.yaml", tree(scenes, methods={"mib": {"negatives": True}}))
-    opened = open_protocol(ProtocolRequest(str(path), work=tmp_path / "work"))
-    with pytest.raises(InputError, match="'mib' asks for negatives"):
-        training_rows(opened.data, Cell("overlap", 0, "mib", 1))
 
 
 def test_a_run_from_end_to_end(rows):

@@ -55,7 +55,7 @@ def test_it_trains(world: World, name: str, tmp_path: Path) -> None:
 
 
 def test_its_options_are_checked_like_those_of_the_others(name: str) -> None:
-    config = load_config("tiny", [f"update.method={name}", f"update.{name}.weight=2"])
+    config = load_config("tiny", [f"update.method={name}", f"update.{name}.weight=2"], check_methods=True)
     assert config.update.options(name, METHODS[name].options_type).weight == 2
     with pytest.raises(InputError, match=rf"unknown key update.{name}.wait. Did you mean 'weight'\?"):
-        load_config("tiny", [f"update.{name}.wait=2"])
+        load_config("tiny", [f"update.{name}.wait=2"], check_methods=True)

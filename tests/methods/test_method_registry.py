@@ -88,3 +88,12 @@ def test_the_old_model_is_no_part_of_the_method():
 def test_a_method_without_forward_says_so():
     with pytest.raises(TypeError, match="Method must define forward"):
         Method(StepContext(small(3), None, UpdateConfig()))({}, 0)
+
+
+def test_wrong_options_are_told_when_a_method_is_built():
+    parent = small(3)
+    config = UpdateConfig.model_validate({"mib": {"kdweight": 3, "kd_weight": -1}})
+    with pytest.raises(InputError) as caught:
+        METHODS["mib"](StepContext(parent.extended(1), parent, config))
+    assert "unknown key update.mib.kdweight. Did you mean 'kd_weight'?" in str(caught.value)
+    assert "update.mib.kd_weight: " in str(caught.value)

@@ -30,7 +30,7 @@ OVERRIDES = [
 
 
 def settings(method: str, *overrides: str) -> Config:
-    return load_config("tiny", [*OVERRIDES, f"update.method={method}", *overrides])
+    return load_config("tiny", [*OVERRIDES, f"update.method={method}", *overrides], check_methods=True)
 
 
 @dataclass(frozen=True)
