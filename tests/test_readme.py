@@ -24,6 +24,7 @@ from cilseg.bench.config import load_protocol, protocol_names
 from cilseg.bench.settings import SETTINGS, Settings
 from cilseg.cli.main import app
 from cilseg.config import Config, OptimiserConfig, load_config
+from cilseg.evaluate.policy import load_policy
 from cilseg.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +206,9 @@ def test_a_block_is_well_formed(block: Block, tmp_path: Path) -> None:
         if "methods" in content:
             (tmp_path / "protocol.yaml").write_text(block.text)
             load_protocol(tmp_path / "protocol.yaml")
+        elif "tolerance_points" in content:
+            (tmp_path / "policy.yaml").write_text(block.text)
+            load_policy(tmp_path / "policy.yaml", configs=ROOT / "configs")
         else:
             load_config(None, base=content)
     elif block.language == "bash":
