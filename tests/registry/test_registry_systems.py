@@ -213,8 +213,11 @@ def test_buckets_and_credentials_that_are_wrong(
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StoreError, match=r"s3://models/.* cannot be written.*Check the URL"):
-        Registry.open(postgres_url).migrate(store=s3_url)
+    try:
+        with pytest.raises(StoreError, match=r"s3://models/.* cannot be written.*Check the URL"):
+            Registry.open(postgres_url).migrate(store=s3_url)
+    finally:  # clients are kept by their arguments, not by the environment: the next test would get this one
+        s3fs.S3FileSystem.clear_instance_cache()
     assert _tables(postgres_url) == []
 
 
