@@ -68,6 +68,8 @@ class TrainConfig(_Section):
     """Base training (``cilseg train``)."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
+    memory: int = Field(default=0, ge=0)
+    """Images to store with the version, masks included, for later steps to train on again (``--memory``)."""
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

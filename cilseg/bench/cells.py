@@ -29,14 +29,15 @@ from cilseg.data.source import Source
 from cilseg.errors import ArtifactError, InputError
 from cilseg.evaluate.confusion import confusion_matrix
 from cilseg.evaluate.scoring import Scores, grouped
-from cilseg.methods import Replay, StepInputs, method_class
+from cilseg.methods import Memory, Replay, StepInputs, method_class
 from cilseg.methods.base import BUILTIN
 from cilseg.models.build import new_model
 from cilseg.models.inference import InferenceGraph
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import TrainingSet
+from cilseg.train.dataset import ImageReader, TrainingSet
 from cilseg.train.engine import LOG_FILE, OnTick
 from cilseg.train.environment import environment
+from cilseg.train.memory import choose_memory
 from cilseg.train.steps import (
     KEEP,
     masked_set,
@@ -51,7 +52,7 @@ from cilseg_serve.preprocessing import network_size_hw, restore_mask
 SCHEMA = "cilseg.protocol-cell/1"
 CELL, REQUEST, WEIGHTS, OUTPUT = "cell.json", "request.json", "weights.safetensors", "output.log"
 
-_GIVEN = {"negatives", "shots", "replay", "saliency", "base"}
+_GIVEN = {"negatives", "shots", "memory", "replay", "saliency", "base"}
 """Fields of a row that decide what it learns from."""
 
 
@@ -247,7 +248,24 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
         files = [source.image_paths[i] for i in training_rows(data, cell)]
         maps = matching_files(Path(saliency), files, what="saliency map")
         saliency = partial(read_saliency_of, maps, files, model.preprocessing.short_side_px)
-    return StepInputs(replay=replay, saliency=saliency, kept=parent / KEEP)
+    memory = None
+    if row.memory is not None:
+        base = Cell(cell.rule, cell.seed, BASE, 0)
+        known = data.classes_until(0)
+        stored = training_set(data, base, OptimiserConfig(), model=model, seed=0)
+        assert stored.read_mask is not None
+        chosen = choose_memory(model, stored, budget=row.memory, n_channels=len(known))
+        memory = Memory(
+            len(chosen),
+            partial(_read_chosen, stored.read_image, tuple(chosen)),
+            partial(_read_chosen, stored.read_mask, tuple(chosen)),
+            len(known),
+        )
+    return StepInputs(replay=replay, saliency=saliency, memory=memory, kept=parent / KEEP)
+
+
+def _read_chosen(reader: ImageReader, rows: tuple[int, ...], index: int) -> npt.NDArray[np.uint8]:
+    return reader(rows[index])
 
 
 def run_cell(

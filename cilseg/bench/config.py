@@ -102,6 +102,8 @@ class MethodEntry(_Section):
     """Give the withheld images too: tagged absent, or with masks in which nothing new shows."""
     shots: int | None = Field(default=None, ge=1)
     """Annotated images per new class, for few-shot methods."""
+    memory: int | None = Field(default=None, ge=1)
+    """Images of the base step, with their masks, that the row may train on again."""
     replay: Literal["withheld"] | str | None = None
     """Images that stand in for the old classes: the withheld ones, each found for the old classes that it shows, or a
     folder with one folder per class."""

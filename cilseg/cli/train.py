@@ -42,6 +42,10 @@ def command(
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="hub|FILE|none", help="Backbone weights to start from.")
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", metavar="N", help="Store N of the images for later steps to train on again."),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     seed: SeedOption = None,
@@ -65,6 +69,7 @@ def command(
         raise InputError("Give the annotated images with --data DIR (see `cilseg train --help`).")
     overrides = list(settings or [])
     overrides += [f"model.weights={weights}"] if weights else []
+    overrides += [f"train.memory={memory}"] if memory is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
     resolved = load_config(config or "mobilenetv2", overrides, check_methods=True)
 

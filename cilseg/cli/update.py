@@ -58,6 +58,9 @@ def command(
     untagged: Annotated[
         str | None, typer.Option("--untagged", metavar="absent|unknown", help="What an unnamed new class means.")
     ] = None,
+    negatives: Annotated[
+        Path | None, typer.Option("--negatives", metavar="DIR", help="More images, none of which shows a new class.")
+    ] = None,
     image_root: Annotated[
         Path | None, typer.Option("--image-root", metavar="DIR", help="Folder of the images.")
     ] = None,
@@ -123,7 +126,7 @@ def command(
         resolved = resolved.model_copy(update={"gate": asked})
     if dry_run:
         power = None if no_gate else _power(target, version, resolved.gate, quiet=quiet)
-        _dry_run(version, tags, image_root, untagged, json_, power, resolved.gate.tolerance_points)
+        _dry_run(version, tags, negatives, image_root, untagged, json_, power, resolved.gate.tolerance_points)
         return
 
     from cilseg.cli.verdict import finish
@@ -135,6 +138,7 @@ def command(
         config=resolved,
         parent=version.ref,
         tags=tags,
+        negatives=negatives,
         image_root=image_root,
         untagged=untagged,
         data=data,
@@ -179,6 +183,7 @@ def _print_power(version: Version, power: Sequence[ClassPower] | None, tolerance
 def _dry_run(
     version: Version,
     tags: Path | None,
+    negatives: Path | None,
     image_root: Path | None,
     untagged: str | None,
     json_: bool,
@@ -186,6 +191,7 @@ def _dry_run(
     tolerance_points: float,
 ) -> None:
     from cilseg.data.check import check_images
+    from cilseg.data.image_folders import negative_files
     from cilseg.data.taglist import load_tag_list
     from cilseg.errors import InputError
 
@@ -193,9 +199,11 @@ def _dry_run(
         raise InputError("--dry-run checks a tag list: give --tags FILE.")
     class_set = version.manifest.class_set
     tag_list: TagList = load_tag_list(tags, class_set=class_set, image_root=image_root, untagged=untagged)
+    if negatives is not None:
+        tag_list = tag_list.with_negatives(negative_files(negatives))
     check_images([image.file for image in tag_list.images], what=f"Tag list {tags}")
     rows = tag_list.summary(class_set)
-    missing = tag_list.missing()
+    missing, wanted = tag_list.missing(), tag_list.wanted_negatives()
     if json_:
         fields = ("name", "is_new", "present", "absent", "unknown", "advice")
         print_json(
@@ -203,6 +211,8 @@ def _dry_run(
                 "images": len(tag_list),
                 "trainable": not missing,
                 "missing": missing,
+                "negatives": tag_list.n_negatives,
+                "wanted_negatives": wanted,
                 "classes": [{f: getattr(r, f) for f in fields} for r in rows],
                 "gate_power": None if power is None else [dataclasses.asdict(p) for p in power],
             }
@@ -214,6 +224,11 @@ def _dry_run(
             title=f"{len(tag_list)} images for an update of {version.ref}",
             right={"present": True, "absent": True, "unknown": True},
         )
+        if wanted:
+            typer.echo(
+                f"{tag_list.n_negatives} images show none of the new classes. About {wanted} more would help the model "
+                "to tell old classes from new ones, best of look-alikes: --negatives DIR."
+            )
         _print_power(version, power, tolerance_points)
         typer.echo("Not trainable yet." if missing else "Ready: run the same command without --dry-run.")
     if missing:

@@ -55,6 +55,23 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
+def negative_files(folder: Path) -> list[Path]:
+    """Return the images of ``folder`` and of the folders in it.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        InputError: it holds no image.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"--negatives {folder}: no such folder. Give a folder of images without the new classes.")
+    files = [
+        file for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())) for file in images_in(place)
+    ]
+    if not files:
+        raise InputError(f"--negatives {folder}: no image in it. Give a folder of images without the new classes.")
+    return files
+
+
 def matching_files(folder: Path, files: Sequence[Path], *, what: str) -> tuple[Path, ...]:
     """Return for every image the picture of the same stem in ``folder``.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,7 @@ from cilseg.errors import FaultCollector, did_you_mean
 
 Untagged = Literal["absent", "unknown"]
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+NEGATIVES_PER_TAGGED = 0.5
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,40 @@ class TagList:
                 )
             )
         return rows
+
+    @property
+    def n_negatives(self) -> int:
+        """Images in which every new class is absent."""
+        return sum(all(self.state(image, name) == ABSENT for name in self.new_names) for image in self.images)
+
+    def wanted_negatives(self) -> int:
+        """Return how many more images without any new class would help, by what was measured on real photographs.
+
+        With one such image per two that show a new class, old classes are no longer mistaken for new ones; a second
+        one per two changed little (docs/tag-lists.md).
+        """
+        if not self.new_classes:
+            return 0
+        showing = sum(any(self.state(image, name) == PRESENT for name in self.new_names) for image in self.images)
+        return max(0, math.ceil(NEGATIVES_PER_TAGGED * showing) - self.n_negatives)
+
+    def with_negatives(self, files: Iterable[Path]) -> TagList:
+        """Return the list with more images, tagged absent for every new class.
+
+        Raises:
+            InputError: a file that the list names as showing a new class.
+        """
+        named = {image.file.resolve(): image for image in self.images}
+        faults = FaultCollector("Images without new classes")
+        added = []
+        for file in files:
+            known = named.get(file.resolve())
+            if known is None:
+                added.append(TaggedImage(file.absolute(), frozenset(), frozenset(self.new_names)))
+            elif shown := sorted(set(known.present) & set(self.new_names)):
+                faults.add(f"{file} is tagged {', '.join(shown)} in {self.path}")
+        faults.raise_if_any("Take these images out of the folder, or correct the list.")
+        return dataclasses.replace(self, images=(*self.images, *added))
 
     def missing(self) -> list[str]:
         """Return one sentence per reason why the list cannot be trained on; empty when it can."""

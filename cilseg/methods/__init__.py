@@ -6,7 +6,7 @@ A new method is one file here and its class in the list below.
 from __future__ import annotations
 
 from cilseg.errors import InputError, did_you_mean
-from cilseg.methods.base import Method, Options, Replay, Stage, StepContext, StepInputs, Supervision
+from cilseg.methods.base import Memory, Method, Options, Replay, Stage, StepContext, StepInputs, Supervision
 from cilseg.methods.cam import Cam
 from cilseg.methods.eps import Eps
 from cilseg.methods.finetune import FineTune, Joint
@@ -20,18 +20,20 @@ from cilseg.methods.sdr import Sdr
 from cilseg.methods.seam import Seam
 from cilseg.methods.ss import Ss
 from cilseg.methods.supervised import Supervised
+from cilseg.methods.tags import Exclusive, Tags
 from cilseg.methods.wilson import Wilson
 
 _ROWS: tuple[type[Method], ...] = (
-    *(Joint, FineTune, Lwf, LwfMc, Ilt, Mib, Plop, Sdr, Recall),  # masks
+    *(Joint, FineTune, Lwf, LwfMc, Ilt, Mib, Plop, Sdr, Recall, Exclusive),  # masks
     Pifs,  # few masks
     *(MibPoints, MibScribbles),  # points, scribbles
-    *(Cam, Seam, Ss, Eps, Wilson),  # image tags
+    *(Cam, Seam, Ss, Eps, Wilson, Tags),  # image tags
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ROWS}
 
 __all__ = [
     "METHODS",
+    "Memory",
     "Method",
     "Options",
     "Replay",

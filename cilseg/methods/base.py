@@ -45,12 +45,30 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Images of the base step that were stored with it.
+
+    Args:
+        size: number of images.
+        read_image: index -> ``(H, W, 3)`` uint8.
+        read_mask: index -> ``(H, W)`` uint8 channel ids of the base classes, 255 void.
+        n_channels: channels, background included, that the masks know.
+    """
+
+    size: int
+    read_image: ImageReader
+    read_mask: ImageReader
+    n_channels: int
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """What a method may be given beside its training images; which it needs, it says in ``needs``."""
 
     replay: Replay | None = None
     saliency: ImageReader | Literal["builtin"] | None = None
     """Index of a training image -> ``(H, W)`` uint8, or ``builtin``: made from the parent's own features."""
+    memory: Memory | None = None
     kept: Path | None = None
     """Folder with the files that the parent's step left for later ones (:meth:`Method.keep`)."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cilseg.config import OptimiserConfig
 from cilseg.errors import InputError
+from cilseg.losses.pseudo_labels import mask_by_tags
 from cilseg.losses.wilson import wilson_losses
 from cilseg.methods.base import Method, Options, StepContext, _group
 from cilseg.models.head import Localizer
@@ -118,6 +119,23 @@ class Wilson(Method):
             prior_scores=opt.prior_scores,
         )
         return {key: getattr(opt.loss_weights, key) * value for key, value in losses.items()}
+
+    @torch.no_grad()
+    def class_scores(self, image: Tensor, tags: Tensor, *, localizer_share: float) -> Tensor:
+        """Return what both heads say of images (B, 3, H, W) on 0-255 given their tags, (B, C, h, w), sum 1 per pixel.
+
+        Args:
+            tags: (B, n_fg) 1 present, 0 absent, -1 unknown; unknown old classes may be there, unknown new ones not.
+            localizer_share: weight of the localizer's soft-max; the rest is that of the segmentation head's sigmoids.
+        """
+        body = self.model.backbone(self.model.normalise(image))
+        known = tags.clone()
+        known[:, : self.n_old - 1] = torch.where(known[:, : self.n_old - 1] == 0, 0.0, 1.0)
+        old_logits = self.old_model.classify(self.old_model.backbone(self.model.normalise(image)))
+        maps = mask_by_tags(self._maps(body, old_logits).float().softmax(dim=1), known)
+        head = mask_by_tags(self.model.classify(body).float().sigmoid(), known)
+        maps, head = (m / m.sum(dim=1, keepdim=True).clamp(min=1e-6) for m in (maps, head))
+        return localizer_share * maps + (1.0 - localizer_share) * head
 
     def _maps(self, body: Tensor, old_logits: Tensor) -> Tensor:
         """Return the localizer's maps (B, C, h, w), old channels as the option ``prior`` says."""

@@ -19,6 +19,7 @@ from cilseg.bundle import Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.config import OptimiserConfig, RuntimeConfig, UpdateConfig
 from cilseg.data.labels import map_mask
+from cilseg.data.memory import MEMORY_FILE
 from cilseg.data.source import Source
 from cilseg.data.transforms import TrainTransform
 from cilseg.methods import Method, Stage, StepContext, StepInputs, Supervised, method_class
@@ -192,7 +193,10 @@ def train_increment(
         torch.manual_seed(seed)
         model = parent.extended(n_new)
         method = method_class(config.method)(StepContext(model, parent, config, inputs or StepInputs()))
-    return _run(method, data, config.optimiser, runtime, seed, run_dir, run_id, resume, on_tick)
+    trained = _run(method, data, config.optimiser, runtime, seed, run_dir, run_id, resume, on_tick)
+    if inputs and inputs.kept and (inputs.kept / MEMORY_FILE).is_file():  # stored images travel along the lineage
+        shutil.copyfile(inputs.kept / MEMORY_FILE, run_dir / KEEP / MEMORY_FILE)
+    return trained
 
 
 def _run(

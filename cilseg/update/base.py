@@ -15,7 +15,8 @@ from cilseg.errors import FaultCollector, InputError, NotFoundError, did_you_mea
 from cilseg.models.build import new_model
 from cilseg.registry import Registry, Version
 from cilseg.train.engine import OnTick
-from cilseg.train.steps import masked_set, run_id_of, train_base
+from cilseg.train.memory import store_memory
+from cilseg.train.steps import KEEP, masked_set, run_id_of, train_base
 from cilseg.update.bundle import announce, gate_set_of, register_bundle
 from cilseg.update.gate_set import check_unseen, image_hashes
 
@@ -71,7 +72,7 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         data=fingerprint,
         classes=names,
         model=config.model.model_dump(mode="json"),
-        train=config.train.model_dump(mode="json"),
+        train=config.train.model_dump(mode="json", exclude={"memory"}),
         seed=config.seed,
     )
     run_dir = registry.root / "runs" / f"base-{run_id}"
@@ -91,6 +92,8 @@ def train_version(registry: Registry, request: BaseRequest, *, on_tick: OnTick |
         resume=request.resume,
         on_tick=on_tick,
     )
+    if config.train.memory:
+        store_memory(model, data, source, run_dir / KEEP, budget=config.train.memory, n_channels=len(class_set))
     first = request.name not in _names(registry)
     version = register_bundle(
         registry,

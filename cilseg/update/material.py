@@ -16,7 +16,7 @@ from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.annotations import POINT_RADIUS_PX, paint_points, read_scribble
 from cilseg.data.check import check_images, check_source
-from cilseg.data.image_folders import matching_files, open_image_folders, read_saliency_of
+from cilseg.data.image_folders import matching_files, negative_files, open_image_folders, read_saliency_of
 from cilseg.data.source import Source, open_source
 from cilseg.data.taglist import TagList, check_trainable, load_tag_list
 from cilseg.errors import FaultCollector, InputError, did_you_mean
@@ -24,6 +24,7 @@ from cilseg.methods import Method, Replay, StepInputs, Supervision, method_class
 from cilseg.methods.base import BUILTIN
 from cilseg.registry import Version
 from cilseg.train.dataset import ImageReader, TrainingSet
+from cilseg.train.memory import stored_memory
 from cilseg.train.steps import masked_set, read_prepared, tagged_set
 from cilseg_serve.images import read_image
 
@@ -41,6 +42,8 @@ class UpdateRequest:
     tags: Path | None = None
     image_root: Path | None = None
     untagged: str | None = None
+    negatives: Path | None = None
+    """Folder of images that show no new class, beside those of ``tags``."""
     data: Path | None = None
     split: str = "train"
     labels: str | None = None
@@ -113,6 +116,8 @@ def check_supervision(request: UpdateRequest, method: type[Method]) -> None:
     else:
         if request.tags is not None:
             faults.add("it takes no --tags")
+        if request.negatives is not None:
+            faults.add("it takes no --negatives; its masks show what is absent")
         if request.data is None:
             faults.add("give --data DIR (images and masks)")
         if not request.classes:
@@ -145,6 +150,8 @@ def check_tags(parent: Version, request: UpdateRequest) -> TagList:
     tag_list = load_tag_list(
         request.tags, class_set=parent.manifest.class_set, image_root=request.image_root, untagged=request.untagged
     )
+    if request.negatives is not None:
+        tag_list = tag_list.with_negatives(negative_files(request.negatives))
     check_images([image.file for image in tag_list.images], what=f"Tag list {tag_list.path}")
     return tag_list
 
@@ -303,5 +310,6 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         check_images(maps, what=f"Saliency folder {request.saliency}")
         saliency = partial(read_saliency_of, maps, files, parent.manifest.preprocessing.short_side_px)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
-    inputs = StepInputs(replay=replay, saliency=saliency, kept=parent.path)
+    memory = stored_memory(parent.path, parent.manifest.preprocessing)
+    inputs = StepInputs(replay=replay, saliency=saliency, memory=memory, kept=parent.path)
     return dataclasses.replace(material, identity=identity, images=images, inputs=inputs)

@@ -102,5 +102,4 @@ def test_tag_rows_have_the_papers_first_stage(name: str) -> None:
 
 def test_the_steps_of_one_class_have_absent_tagged_images() -> None:
     config = load_protocol("scenes-4-1-1-1-1")
-    assert {"mib", "plop", "wilson"} <= set(config.methods)
-    assert config.methods["wilson"].negatives
+    assert all(config.methods[row].negatives for row in ("mib", "plop", "wilson"))
