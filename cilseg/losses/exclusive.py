@@ -98,5 +98,5 @@ def exclusive_loss(logits: Tensor, target: Target) -> Tensor:
     losses = F.binary_cross_entropy_with_logits(
         at_least_float32(logits), target.scores.to(at_least_float32(logits).dtype), reduction="none"
     )
-    counts = target.weight.amax(dim=1).sum().clamp(min=1)
+    counts = (target.weight.amax(dim=1) > 0).sum().clamp(min=1)
     return (losses * target.weight).sum() / counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.classes import UNLABELLED_ID, default_color
-from cilseg.losses.exclusive import exclusive_loss, exclusive_target
+from cilseg.losses.exclusive import Target, exclusive_loss, exclusive_target
 from cilseg.losses.pamr import pamr
 from cilseg.losses.pseudo_labels import soft_labels
 from cilseg.losses.wilson import encoder_distillation
@@ -37,6 +38,11 @@ class ExclusiveOptions(Options):
     """Factor of the feature distillation."""
     memory: bool = True
     """Train on the images that the base step stored, where it stored any."""
+    balance: float = Field(default=10.0, ge=1)
+    """Most that a pixel of an image without new classes may weigh, when the old model mistakes new classes for its
+    class; 1: all weigh the same."""
+    negative_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of each batch taken from images that show no new class; null: as many as there are."""
     keep: float = Field(default=1.0, gt=0, le=1)
     """Share of the trained weights in the result; the rest is the parent's."""
 
@@ -66,9 +72,55 @@ class Exclusive(Method):
     options_type = ExclusiveOptions
     options: ExclusiveOptions
 
-    def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:  # noqa: ARG002
+    def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
         assert data.read_mask is not None
-        return self.with_memory(data.changed(read_mask=partial(_read_new, data.read_mask, self.n_old)))
+        data = data.changed(read_mask=partial(_read_new, data.read_mask, self.n_old))
+        assert data.read_mask is not None
+        shows = [bool(self._new_in(data.read_mask(index))) for index in range(data.size)]
+        data = self.balanced(self.with_memory(data), shows)
+        self.weigh(data, shows, stage)
+        return data
+
+    @torch.no_grad()
+    def weigh(self, data: TrainingSet, shows: Sequence[bool], stage: Stage) -> None:
+        """Set the weight of every old class in images without new classes.
+
+        Where the old model says "horse", the step's images may show three times as many cows as horses, and the new
+        model learns that "horse" means cow. The weight of a class is what labels of new classes claim of it, over what
+        images without new classes show of it.
+        """
+        assert data.read_mask is not None
+        old = self.old_model.to(stage.device).eval()
+        claimed, shown = torch.zeros(self.n_old), torch.zeros(self.n_old)
+        for index in range(data.size):
+            image, mask = data.read_image(index), data.read_mask(index)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(stage.device)
+            with stage.autocast():
+                answer = old(pixels).argmax(dim=1)[0].cpu()
+            labels = torch.from_numpy(mask.astype(np.int64))[None, None].float()
+            new = F.interpolate(
+                ((labels >= self.n_old) & (labels < self.model.n_classes)).float(), answer.shape, mode="area"
+            )
+            if index < len(shows) and shows[index]:
+                claimed += torch.bincount(answer.flatten(), new.flatten(), minlength=self.n_old)
+            else:
+                shown += torch.bincount(answer.flatten(), minlength=self.n_old)
+        weights = (claimed / shown.clamp(min=1)).clamp(1, self.options.balance)
+        print("claimed", claimed.tolist(), "shown", shown.tolist(), "weights", weights.tolist(), flush=True)
+        self.old_weights = weights.to(stage.device)
+
+    def _new_in(self, mask: npt.NDArray[np.uint8]) -> bool:
+        return bool(((mask >= self.n_old) & (mask < self.model.n_classes)).any())
+
+    def balanced(self, data: TrainingSet, shows: Sequence[bool]) -> TrainingSet:
+        """Return ``data`` with batches of which ``negative_share`` is images without any new class."""
+        share = self.options.negative_share
+        shows = [*shows, *[False] * (data.size - len(shows))]  # stored images
+        negatives = tuple(i for i, new in enumerate(shows) if not new)
+        tagged = tuple(i for i, new in enumerate(shows) if new)
+        if share is None or not negatives or not tagged:
+            return data
+        return data.changed(plan=partial(_batches, tagged, negatives, share, data.seed))
 
     def with_memory(self, data: TrainingSet) -> TrainingSet:
         """Return ``data`` and the stored images behind it."""
@@ -84,6 +136,9 @@ class Exclusive(Method):
             if data.read_saliency
             else None,
             names=None,
+            tags=None
+            if data.tags is None
+            else np.concatenate([data.tags, np.full((memory.size, data.tags.shape[1]), -1, np.int8)]),
         )
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
@@ -98,6 +153,11 @@ class Exclusive(Method):
             n_drawn=memory.n_channels if memory else None,
             exclusive=opt.exclusive,
         )
+        new = (batch["mask"] >= self.n_old) & (batch["mask"] < self.model.n_classes)
+        empty = ~((batch["tags"][:, self.n_old - 1 :] > 0).any(dim=1) if "tags" in batch else new.flatten(1).any(dim=1))
+        said = self.at_pixels(found.old_logits, batch).argmax(dim=1)
+        weight = torch.where(empty[:, None, None], self.old_weights[said], 1.0)
+        target = Target(target.scores, target.weight * weight[:, None])
         return {
             "seg": exclusive_loss(self.at_pixels(found.logits, batch), target),
             "enc": opt.enc * encoder_distillation(found.body, found.old_body),
@@ -133,11 +193,14 @@ class Tags(Exclusive):
         self._rates = context.config.optimiser
 
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
+        assert data.tags is not None
+        shows = (data.tags[:, self.n_old - 1 :] > 0).any(axis=1).tolist()
         start = {key: value.clone() for key, value in self.model.state_dict().items()}
         first = self._first[0]
-        stage.fit(FIRST, first, data, self._rates)
+        stage.fit(FIRST, first, self.balanced(data, shows), self._rates)
         first.to(stage.device).eval()
-        labelled = self.with_memory(self._labelled(first, data, stage))
+        labelled = self.balanced(self.with_memory(self._labelled(first, data, stage)), shows)
+        self.weigh(labelled, shows, stage)
         if self.options.restart:
             self.model.load_state_dict(start)
         return labelled
@@ -161,7 +224,7 @@ class Tags(Exclusive):
                     ids, sure = self._label(first, image, tags.float(), stage)
             write_mask(confidences[index], sure, grey)
             write_mask(labels[index], ids, palette)
-        return data.changed(read_mask=partial(_read, labels), read_saliency=partial(_read, confidences), tags=None)
+        return data.changed(read_mask=partial(_read, labels), read_saliency=partial(_read, confidences))
 
     @torch.no_grad()
     def _label(
@@ -195,6 +258,29 @@ def _read_new(read_mask: ImageReader, n_old: int, index: int) -> npt.NDArray[np.
     """What a mask of new classes leaves as background, the old model knows better."""
     mask = read_mask(index)
     return np.where(mask < n_old, UNLABELLED_ID, mask).astype(np.uint8)
+
+
+def _batches(
+    tagged: tuple[int, ...], negatives: tuple[int, ...], share: float, seed: int, epoch: int, batch_size: int
+) -> list[Sequence[int]]:
+    """Return the batches of an epoch, each with the given share of negatives; images come round in random order."""
+    count = max(1, (len(tagged) + len(negatives)) // batch_size)
+    n_negative = min(batch_size - 1, max(1, round(share * batch_size)))
+    rng = np.random.Generator(np.random.PCG64([seed, 3, epoch]))
+
+    def drawn(images: tuple[int, ...], wanted: int) -> list[int]:
+        rounds = -(-wanted // len(images))
+        order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
+        return [int(i) for i in order[:wanted]]
+
+    new, old = drawn(tagged, count * (batch_size - n_negative)), drawn(negatives, count * n_negative)
+    return [
+        [
+            *new[k * (batch_size - n_negative) : (k + 1) * (batch_size - n_negative)],
+            *old[k * n_negative : (k + 1) * n_negative],
+        ]
+        for k in range(count)
+    ]
 
 
 def _read_either(first: ImageReader, second: ImageReader, size: int, index: int) -> npt.NDArray[np.uint8]:

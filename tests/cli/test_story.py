@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_story import Commands, Contents, Story
+from PIL import Image
 
 from cilseg.data.source import open_source
 from cilseg.registry import Registry
@@ -57,6 +59,30 @@ def test_dry_run_as_json(story: Story, cilseg: Commands, registry: Path, content
     assert any("no image tagged absent" in sentence for sentence in payload["missing"])
     assert answer.err == ""
     assert contents(registry) == before
+
+
+def test_a_folder_of_negatives_counts_and_a_wrong_one_is_refused(
+    story: Story, cilseg: Commands, registry: Path, tmp_path: Path
+) -> None:
+    assert registry.is_dir()
+    short = json.loads(story.tags.read_text())
+    short["images"] = [image for image in short["images"] if image["present"]]
+    (story.tags.parent / "present_only.json").write_text(json.dumps(short))
+    ask = ("update", "--tags", story.tags.parent / "present_only.json", "--dry-run", "--no-gate")
+    answer = cilseg(*ask, "--json")
+    assert answer.out, answer.err
+    before = answer.json()
+    assert before["negatives"] == 0
+    assert before["wanted_negatives"] == math.ceil(before["images"] / 2)
+    (tmp_path / "more").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "more" / f"{number}.png")
+    after = cilseg(*ask, "--json", "--negatives", tmp_path).json()
+    assert (after["images"], after["negatives"]) == (before["images"] + 3, 3)
+    assert "3 images show none of the new classes. About" in cilseg(*ask, "--negatives", tmp_path).out
+    assert "no such folder" in cilseg(*ask, "--negatives", tmp_path / "nowhere").err
+    (tmp_path / "empty").mkdir()
+    assert "no image in it" in cilseg(*ask, "--negatives", tmp_path / "empty").err
 
 
 def test_update_registers_a_candidate_and_holds_it(story: Story) -> None:

@@ -316,6 +316,22 @@ def test_summary(load):
         assert "no tags" in person.advice
 
 
+def test_negatives_are_absent_for_every_new_class_and_join_once(load, folder):
+    images = folder / "images"
+    tags = load(normal(images=[{"file": "a.jpg", "present": ["cow"]}, {"file": "b.jpg", "present": ["sheep"]}]))
+    assert (tags.n_negatives, tags.wanted_negatives()) == (0, 1)
+    more = tags.with_negatives([images / "c.jpg", images / "sub" / "d.png"])
+    assert [more.state(more.images[-1], name) for name in more.new_names] == [0, 0]
+    assert (len(more), more.n_negatives, more.wanted_negatives()) == (4, 2, 0)
+    assert len(more.with_negatives([images / "c.jpg"])) == 4
+
+
+def test_an_image_cannot_show_a_class_and_lack_it(load, folder):
+    tags = load(normal(images=[{"file": "a.jpg", "present": ["cow"]}, {"file": "b.jpg", "present": ["sheep"]}]))
+    with pytest.raises(InputError, match=r"2 faults(.|\n)*a\.jpg is tagged cow(.|\n)*b\.jpg is tagged sheep"):
+        tags.with_negatives([folder / "images" / "a.jpg", folder / "images" / "b.jpg"])
+
+
 def test_states_want_the_extended_class_set(load):
     with pytest.raises(InputError, match="Unknown class 'cow'"):
         load(normal()).states(PARENT)
