@@ -17,6 +17,55 @@ from cilseg.classes import VOID_ID
 from cilseg.losses.precision import at_least_float32
 from cilseg.losses.wilson import segmentation_target
 
+_NEAR = 0.5
+"""1 - 1 / 2: the weight of a class with a lift of 2."""
+_NOWHERE = 1e-4
+"""A class that the old model hardly sees anywhere is no look-alike."""
+
+
+def look_alike_weights(claimed: Tensor, everywhere: Tensor) -> Tensor:
+    """Return how far the old model's answer speaks for a new class, (n_new, n_old) in 0 .. 1; background speaks not.
+
+    An old model answers "horse" on cows: its word for what it does not know. The *lift* of an old class is how much
+    more of it the old model sees where a new class is claimed than elsewhere in the same images; the weight is
+    ``1 - 1 / lift``, and that of the nearest look-alike is raised to 1 when its lift is at least 2. The matrix takes
+    the place of the similarities of class names of RaSP (Roy et al., "RaSP: Relation-aware Semantic Prior for
+    Weakly-supervised Incremental Segmentation", 2023) and is read from the images themselves.
+
+    Args:
+        claimed: (n_new, n_old) mean score of each old class over the pixels of a new one, weighted by its claim.
+        everywhere: (n_new, n_old) mean score over all pixels of the images that show the new class.
+    """
+    weights = (1.0 - (everywhere + _NOWHERE) / (claimed + _NOWHERE)).clamp(min=0.0)
+    weights[:, 0] = 0.0
+    return weights / weights.amax(dim=1, keepdim=True).clamp(min=_NEAR)
+
+
+def with_look_alikes(scores: Tensor, old_scores: Tensor, weights: Tensor, tags: Tensor) -> Tensor:
+    """Let the old model's answer for look-alikes speak for the new classes that an image shows.
+
+    Args:
+        scores: (1, C, h, w) of one image, sum 1 per pixel.
+        old_scores: (1, n_old, h, w) sigmoids of the old model.
+        weights: (n_new, n_old), see :func:`look_alike_weights`.
+        tags: (C - 1,) 1 present, 0 absent, -1 unknown; an old class tagged present speaks for itself alone.
+
+    Returns:
+        (1, C, h, w), sum 1 per pixel.
+    """
+    n_old = old_scores.shape[1]
+    result = scores.clone()
+    free = torch.ones(n_old, device=scores.device)
+    free[1:] = (tags[: n_old - 1] <= 0).to(free.dtype)
+    for new in range(weights.shape[0]):
+        if tags[n_old - 1 + new] <= 0:
+            continue
+        weight = (weights[new] * free)[:, None, None]
+        spoken = (weight * old_scores[0]).amax(dim=0)
+        result[0, n_old + new] = 1.0 - (1.0 - result[0, n_old + new]) * (1.0 - spoken)
+        result[0, :n_old] *= 1.0 - weight
+    return result / result.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
 
 class Target(NamedTuple):
     """What a step learns from; nothing here carries a gradient."""

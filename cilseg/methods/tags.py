@@ -1,7 +1,13 @@
-"""Our own step from image tags: WILSON's localizer, then exclusive soft labels for a second round."""
+"""The default step from image tags: two rounds, one object per pixel, and the old model's word for what it knows not.
+
+Round one is WILSON (Cermelli et al., CVPR 2022) with exclusive targets. It labels the tagged images, with what the old
+model says of look-alikes; round two starts from the parent again and learns from these labels. docs/how-it-works.md
+explains each part and what it buys.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,9 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.classes import UNLABELLED_ID, default_color
-from cilseg.losses.exclusive import Target, exclusive_loss, exclusive_target
+from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
+from cilseg.losses.label_making import merge_passes
 from cilseg.losses.pamr import pamr
-from cilseg.losses.pseudo_labels import soft_labels
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext
 from cilseg.methods.two_stage import PSEUDO_LABELS
@@ -26,36 +32,42 @@ from cilseg.train.dataset import Batch, ImageReader, TrainingSet
 from cilseg_serve.images import read_mask, write_mask
 
 CONFIDENCE = "pseudo_label_confidence"
+"""Folder of a run with one grey PNG per training image: how sure its label is, 255 is certain."""
 FIRST = "first"
+_LOGGER = logging.getLogger(__name__)
 
 
 class ExclusiveOptions(Options):
-    """How labels of new classes and the old model's scores become one target."""
+    """How labels of new classes and the old model's scores become one target, and what batches hold."""
 
     exclusive: bool = True
-    """Lower the targets of old classes where a new class is claimed, and the other way round."""
-    enc: float = Field(default=1.0, ge=0)
-    """Factor of the feature distillation."""
+    """Lower the targets of old classes where a new class is claimed."""
+    negative_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Share of each batch taken from images that show no new class; null: as they come."""
     memory: bool = True
     """Train on the images that the base step stored, where it stored any."""
-    balance: float = Field(default=10.0, ge=1)
-    """Most that a pixel of an image without new classes may weigh, when the old model mistakes new classes for its
-    class; 1: all weigh the same."""
-    negative_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of each batch taken from images that show no new class; null: as many as there are."""
-    keep: float = Field(default=1.0, gt=0, le=1)
-    """Share of the trained weights in the result; the rest is the parent's."""
+    enc: float = Field(default=1.0, ge=0)
+    """Factor of the feature distillation."""
+
+
+class FirstRound(WilsonOptions):
+    """WILSON's options, with the defaults of the first round."""
+
+    warm_up_epochs: int = Field(default=3, ge=0)
+    suppress_claimed: bool = True
 
 
 class TagsOptions(ExclusiveOptions):
-    """Settings of both rounds."""
+    """Settings of both rounds; the optimiser is the same in both."""
 
-    first: WilsonOptions = WilsonOptions(warm_up_epochs=3, suppress_claimed=True)
-    """The first round: WILSON, exclusive."""
-    restart: bool = True
-    """Start the second round from the parent again, not from the end of the first."""
+    first: FirstRound = FirstRound()
+    """The first round."""
+    look_alikes: bool = True
+    """Let old classes that the old model sees in new ones speak for these in the labels."""
+    claim_from: float = Field(default=0.4, gt=0, lt=1)
+    """Share of a pixel from which on a new class claims it."""
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the one-hot part of the labels."""
+    """Weight of the hard label; the rest is the share itself."""
     scales: tuple[float, ...] = (1.0, 1.5)
     """Image scales whose answers are merged into labels, each also mirrored."""
     localizer_share: float = Field(default=0.5, ge=0, le=1)
@@ -63,86 +75,56 @@ class TagsOptions(ExclusiveOptions):
 
 
 class Exclusive(Method):
-    """Labels of new classes and the old model's scores in one target per pixel."""
+    """The second round, with masks of the new classes that somebody drew."""
 
     name = "masks"
     supervision = "masks"
-    idea = "the second round of `tags` with drawn masks of the new classes"
+    idea = "as `tags`, with drawn masks of the new classes in place of labels made from tags"
     paper = "this project"
     options_type = ExclusiveOptions
     options: ExclusiveOptions
 
-    def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
+    def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:  # noqa: ARG002
         assert data.read_mask is not None
+        shows = [self._shows_new(data.read_mask(index)) for index in range(data.size)]
         data = data.changed(read_mask=partial(_read_new, data.read_mask, self.n_old))
-        assert data.read_mask is not None
-        shows = [bool(self._new_in(data.read_mask(index))) for index in range(data.size)]
-        data = self.balanced(self.with_memory(data), shows)
-        self.weigh(data, shows, stage)
-        return data
+        return self.balanced(self.with_memory(data), shows)
 
-    @torch.no_grad()
-    def weigh(self, data: TrainingSet, shows: Sequence[bool], stage: Stage) -> None:
-        """Set the weight of every old class in images without new classes.
-
-        Where the old model says "horse", the step's images may show three times as many cows as horses, and the new
-        model learns that "horse" means cow. The weight of a class is what labels of new classes claim of it, over what
-        images without new classes show of it.
-        """
-        assert data.read_mask is not None
-        old = self.old_model.to(stage.device).eval()
-        claimed, shown = torch.zeros(self.n_old), torch.zeros(self.n_old)
-        for index in range(data.size):
-            image, mask = data.read_image(index), data.read_mask(index)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(stage.device)
-            with stage.autocast():
-                answer = old(pixels).argmax(dim=1)[0].cpu()
-            labels = torch.from_numpy(mask.astype(np.int64))[None, None].float()
-            new = F.interpolate(
-                ((labels >= self.n_old) & (labels < self.model.n_classes)).float(), answer.shape, mode="area"
-            )
-            if index < len(shows) and shows[index]:
-                claimed += torch.bincount(answer.flatten(), new.flatten(), minlength=self.n_old)
-            else:
-                shown += torch.bincount(answer.flatten(), minlength=self.n_old)
-        weights = (claimed / shown.clamp(min=1)).clamp(1, self.options.balance)
-        print("claimed", claimed.tolist(), "shown", shown.tolist(), "weights", weights.tolist(), flush=True)
-        self.old_weights = weights.to(stage.device)
-
-    def _new_in(self, mask: npt.NDArray[np.uint8]) -> bool:
+    def _shows_new(self, mask: npt.NDArray[np.uint8]) -> bool:
         return bool(((mask >= self.n_old) & (mask < self.model.n_classes)).any())
 
+    def with_memory(self, data: TrainingSet) -> TrainingSet:
+        """Return ``data`` with the stored images behind it."""
+        memory = self.inputs.memory if self.options.memory else None
+        if memory is None:
+            return data
+        assert data.read_mask is not None
+        certain = partial(_certain, memory.read_mask)
+        return data.changed(
+            size=data.size + memory.size,
+            read_image=partial(_read_either, data.read_image, memory.read_image, data.size),
+            read_mask=partial(_read_either, data.read_mask, memory.read_mask, data.size),
+            read_saliency=data.read_saliency and partial(_read_either, data.read_saliency, certain, data.size),
+            names=None,
+            tags=None,
+        )
+
     def balanced(self, data: TrainingSet, shows: Sequence[bool]) -> TrainingSet:
-        """Return ``data`` with batches of which ``negative_share`` is images without any new class."""
+        """Return ``data`` with batches of which ``negative_share`` is images without any new class.
+
+        Args:
+            data: tagged images, stored ones behind them.
+            shows: for each tagged image whether it shows a new class.
+        """
         share = self.options.negative_share
-        shows = [*shows, *[False] * (data.size - len(shows))]  # stored images
+        shows = [*shows, *[False] * (data.size - len(shows))]
         negatives = tuple(i for i, new in enumerate(shows) if not new)
         tagged = tuple(i for i, new in enumerate(shows) if new)
         if share is None or not negatives or not tagged:
             return data
         return data.changed(plan=partial(_batches, tagged, negatives, share, data.seed))
 
-    def with_memory(self, data: TrainingSet) -> TrainingSet:
-        """Return ``data`` and the stored images behind it."""
-        memory = self.inputs.memory if self.options.memory else None
-        if memory is None:
-            return data
-        assert data.read_mask is not None
-        return data.changed(
-            size=data.size + memory.size,
-            read_image=partial(_read_either, data.read_image, memory.read_image, data.size),
-            read_mask=partial(_read_either, data.read_mask, memory.read_mask, data.size),
-            read_saliency=partial(_read_either, data.read_saliency, partial(_certain, memory.read_mask), data.size)
-            if data.read_saliency
-            else None,
-            names=None,
-            tags=None
-            if data.tags is None
-            else np.concatenate([data.tags, np.full((memory.size, data.tags.shape[1]), -1, np.int8)]),
-        )
-
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
-        opt = self.options
         found = self.answers(batch)
         memory = self.inputs.memory
         target = exclusive_target(
@@ -151,113 +133,125 @@ class Exclusive(Method):
             batch.get("saliency"),
             n_new=self.model.n_classes - self.n_old,
             n_drawn=memory.n_channels if memory else None,
-            exclusive=opt.exclusive,
+            exclusive=self.options.exclusive,
         )
-        new = (batch["mask"] >= self.n_old) & (batch["mask"] < self.model.n_classes)
-        empty = ~((batch["tags"][:, self.n_old - 1 :] > 0).any(dim=1) if "tags" in batch else new.flatten(1).any(dim=1))
-        said = self.at_pixels(found.old_logits, batch).argmax(dim=1)
-        weight = torch.where(empty[:, None, None], self.old_weights[said], 1.0)
-        target = Target(target.scores, target.weight * weight[:, None])
         return {
             "seg": exclusive_loss(self.at_pixels(found.logits, batch), target),
-            "enc": opt.enc * encoder_distillation(found.body, found.old_body),
+            "enc": self.options.enc * encoder_distillation(found.body, found.old_body),
         }
-
-    def finish(self, data: TrainingSet, stage: Stage) -> None:  # noqa: ARG002
-        share = self.options.keep
-        if share < 1:
-            old = self.old_model.state_dict()
-            state = self.model.state_dict()
-            for key, value in state.items():
-                if key in old and value.is_floating_point():
-                    state[key] = torch.lerp(old[key], value, share)
-            self.model.load_state_dict(state)
 
 
 class Tags(Exclusive):
-    """Round one trains WILSON with exclusive targets; round two learns from what it says of the tagged images."""
+    """Round one labels the tagged images, round two learns from these labels."""
 
     name = "tags"
     supervision = "tags"
-    idea = "two rounds: WILSON with exclusive targets labels the tagged images, the parent learns from these labels"
-    paper = "this project; builds on Cermelli et al., CVPR 2022"
+    idea = "two rounds of exclusive targets; look-alikes help to label; absent-tagged images in every batch"
+    paper = "this project; after Cermelli et al., CVPR 2022, and Roy et al. (RaSP), 2023"
     options_type = TagsOptions
     options: TagsOptions
     refines = True
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
-        section = {"wilson": self.options.first.model_dump()}
-        config = context.config.model_copy(update=section)
-        self._first = [Wilson(replace(context, config=config))]
-        self._rates = context.config.optimiser
+        config = context.config.model_copy(update={"wilson": self.options.first.model_dump()})
+        # A model of its own: what freezes it while it trains must not touch that of the second round.
+        own = self.old_model.extended(self.model.n_classes - self.n_old)
+        self._first = [Wilson(replace(context, model=own, config=config))]  # no part of this module's state
+        self._optimiser = context.config.optimiser
 
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
         assert data.tags is not None
         shows = (data.tags[:, self.n_old - 1 :] > 0).any(axis=1).tolist()
-        start = {key: value.clone() for key, value in self.model.state_dict().items()}
         first = self._first[0]
-        stage.fit(FIRST, first, self.balanced(data, shows), self._rates)
+        stage.fit(FIRST, first, self.balanced(data, shows), self._optimiser)
         first.to(stage.device).eval()
-        labelled = self.balanced(self.with_memory(self._labelled(first, data, stage)), shows)
-        self.weigh(labelled, shows, stage)
-        if self.options.restart:
-            self.model.load_state_dict(start)
-        return labelled
+        return self.balanced(self.with_memory(self._labelled(first, data, stage)), shows)
 
     def _labelled(self, first: Wilson, data: TrainingSet, stage: Stage) -> TrainingSet:
+        """Write labels and confidences of every image into the run's folder, what is there already left as it is."""
         assert data.tags is not None
-        folders = [stage.run_dir / PSEUDO_LABELS, stage.run_dir / CONFIDENCE]
-        for folder in folders:
-            folder.mkdir(exist_ok=True)
-        labels, confidences = (tuple(f / f"{data.name(i)}.png" for i in range(data.size)) for f in folders)
+        labels, confidences = (
+            tuple(stage.run_dir / folder / f"{data.name(index)}.png" for index in range(data.size))
+            for folder in (PSEUDO_LABELS, CONFIDENCE)
+        )
+        for folder in (PSEUDO_LABELS, CONFIDENCE):
+            (stage.run_dir / folder).mkdir(exist_ok=True)
         palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
         grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-        for index in range(data.size):
-            if labels[index].is_file():
-                continue
+        missing = [index for index in range(data.size) if not labels[index].is_file()]
+        look_alikes = None
+        if missing and self.options.look_alikes:
+            look_alikes = self._look_alikes(first, data, stage).to(stage.device)
+            _LOGGER.info("Look-alikes, new classes by old channels: %s", look_alikes.cpu().numpy().round(2).tolist())
+        for index in missing:
             image = data.read_image(index)
             ids, sure = np.full(image.shape[:2], UNLABELLED_ID, np.uint8), np.zeros(image.shape[:2], np.uint8)
-            tags = torch.from_numpy(data.tags[index]).to(stage.device)
+            tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
             if (tags[self.n_old - 1 :] > 0).any():
                 with stage.autocast():
-                    ids, sure = self._label(first, image, tags.float(), stage)
+                    ids, sure = self._label(first, image, tags, look_alikes)
             write_mask(confidences[index], sure, grey)
-            write_mask(labels[index], ids, palette)
-        return data.changed(read_mask=partial(_read, labels), read_saliency=partial(_read, confidences))
+            write_mask(labels[index], ids, palette)  # last: where it is, both are
+        return data.changed(read_mask=partial(_read, labels), read_saliency=partial(_read, confidences), tags=None)
+
+    @torch.no_grad()
+    def _look_alikes(self, first: Wilson, data: TrainingSet, stage: Stage) -> Tensor:
+        """Return :func:`look_alike_weights` over the tagged images, (n_new, n_old)."""
+        assert data.tags is not None
+        n_new = self.model.n_classes - self.n_old
+        claimed, everywhere = torch.zeros(n_new, self.n_old), torch.zeros(n_new, self.n_old)
+        mass, cells = torch.zeros(n_new, 1), torch.zeros(n_new, 1)
+        for index in range(data.size):
+            tags = torch.from_numpy(data.tags[index]).float()
+            shown = torch.nonzero(tags[self.n_old - 1 :] > 0)[:, 0].tolist()
+            if not shown:
+                continue
+            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            with stage.autocast():
+                scores = first.class_scores(
+                    image, tags[None].to(stage.device), localizer_share=self.options.localizer_share
+                )[0].cpu()
+                old = self.old_model(image)[0].float().sigmoid().cpu()
+            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
+            for new in shown:
+                claim = scores[self.n_old + new].float()
+                claimed[new] += (old * claim).sum(dim=(1, 2))
+                everywhere[new] += old.sum(dim=(1, 2))
+                mass[new] += claim.sum()
+                cells[new] += claim.numel()
+        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere / cells.clamp(min=1))
 
     @torch.no_grad()
     def _label(
-        self, first: Wilson, image: npt.NDArray[np.uint8], tags: Tensor, stage: Stage
+        self, first: Wilson, image: npt.NDArray[np.uint8], tags: Tensor, look_alikes: Tensor | None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(stage.device)
+        """Return channel ids of new classes (H, W) uint8, and how sure they are (H, W) uint8, 255 is certain."""
+        opt = self.options
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(tags.device)
         height, width = pixels.shape[-2:]
         half = (height // 2, width // 2)
-        opt = self.options
-        total: Tensor | None = None
+        scores, old = [], []
         for scale in opt.scales:
             size = (max(32, round(scale * height)), max(32, round(scale * width)))
             resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
             both = torch.cat([resized, resized.flip(3)])
-            answers = first.class_scores(both, tags[None].expand(2, -1), localizer_share=opt.localizer_share)
-            answers = F.interpolate(answers, size=half, mode="bilinear", align_corners=False)
-            merged = answers[:1] + answers[1:].flip(3)
-            total = merged if total is None else total + merged
-        assert total is not None
-        total = total / total.sum(dim=1, keepdim=True).clamp(min=1e-6)
+            found = first.class_scores(both, tags[None].expand(2, -1), localizer_share=opt.localizer_share)
+            scores += [found[:1], found[1:]]
+            if look_alikes is not None:
+                said = self.old_model(both).float().sigmoid()
+                old += [said[:1], said[1:]]
+        mirrored = [False, True] * len(opt.scales)
+        total = merge_passes(scores, size_hw=half, mirrored=mirrored)
+        if look_alikes is not None:
+            total = with_look_alikes(total, merge_passes(old, size_hw=half, mirrored=mirrored), look_alikes, tags)
         small = F.interpolate(pixels, size=half, mode="bilinear", align_corners=False)
-        refined = pamr(small, total)
+        refined = pamr(small, total[:, self.n_old :])  # every channel diffuses on its own
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
-        soft = soft_labels(refined, alpha=opt.alpha)[:, self.n_old :]
-        sure, which = soft.max(dim=1)
+        share, which = refined.max(dim=1)
+        sure = opt.alpha * (share > opt.claim_from) + (1.0 - opt.alpha) * share
         ids = (which + self.n_old).to(torch.uint8)[0].cpu().numpy()
         return ids, (255 * sure[0]).round().to(torch.uint8).cpu().numpy()
-
-
-def _read_new(read_mask: ImageReader, n_old: int, index: int) -> npt.NDArray[np.uint8]:
-    """What a mask of new classes leaves as background, the old model knows better."""
-    mask = read_mask(index)
-    return np.where(mask < n_old, UNLABELLED_ID, mask).astype(np.uint8)
 
 
 def _batches(
@@ -266,6 +260,7 @@ def _batches(
     """Return the batches of an epoch, each with the given share of negatives; images come round in random order."""
     count = max(1, (len(tagged) + len(negatives)) // batch_size)
     n_negative = min(batch_size - 1, max(1, round(share * batch_size)))
+    n_tagged = batch_size - n_negative
     rng = np.random.Generator(np.random.PCG64([seed, 3, epoch]))
 
     def drawn(images: tuple[int, ...], wanted: int) -> list[int]:
@@ -273,14 +268,17 @@ def _batches(
         order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
         return [int(i) for i in order[:wanted]]
 
-    new, old = drawn(tagged, count * (batch_size - n_negative)), drawn(negatives, count * n_negative)
+    new, old = drawn(tagged, count * n_tagged), drawn(negatives, count * n_negative)
     return [
-        [
-            *new[k * (batch_size - n_negative) : (k + 1) * (batch_size - n_negative)],
-            *old[k * n_negative : (k + 1) * n_negative],
-        ]
-        for k in range(count)
+        [*new[k * n_tagged : (k + 1) * n_tagged], *old[k * n_negative : (k + 1) * n_negative]] for k in range(count)
     ]
+
+
+# Readers are functions of the module: worker processes that are spawned get them as pickles.
+def _read_new(read_mask: ImageReader, n_old: int, index: int) -> npt.NDArray[np.uint8]:
+    """Return a mask of new classes in which the rest is unlabelled: of that the old model knows more."""
+    mask = read_mask(index)
+    return np.where(mask < n_old, UNLABELLED_ID, mask).astype(np.uint8)
 
 
 def _read_either(first: ImageReader, second: ImageReader, size: int, index: int) -> npt.NDArray[np.uint8]:

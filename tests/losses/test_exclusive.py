@@ -7,7 +7,13 @@ import math
 import torch
 
 from cilseg.classes import UNLABELLED_ID, VOID_ID
-from cilseg.losses.exclusive import claimed, exclusive_loss, exclusive_target
+from cilseg.losses.exclusive import (
+    claimed,
+    exclusive_loss,
+    exclusive_target,
+    look_alike_weights,
+    with_look_alikes,
+)
 
 BACKGROUND, HORSE, COW, SHEEP = range(4)
 N_OLD, N_NEW = 2, 2
@@ -89,3 +95,32 @@ def test_the_loss_is_the_cross_entropy_of_what_is_known_per_pixel() -> None:
 def test_claims_are_the_labels_times_their_confidence() -> None:
     claim = claimed(pixels(COW, HORSE, SHEEP, VOID_ID), torch.full((1, 1, 4), 51, dtype=torch.uint8), n_old=2, n_new=2)
     assert torch.allclose(claim[0, :, 0], torch.tensor([[0.2, 0, 0, 0], [0, 0, 0.2, 0]]))
+
+
+def test_an_old_class_seen_more_in_new_objects_than_around_them_is_a_look_alike() -> None:
+    claimed_mean = torch.tensor([[0.5, 0.36, 0.09, 0.04], [0.8, 0.0, 0.12, 0.08]])
+    everywhere = torch.tensor([[0.8, 0.09, 0.06, 0.05], [0.8, 0.0, 0.08, 0.08]])
+    weights = look_alike_weights(claimed_mean, everywhere)
+    # Lifts 4, 1.5, 0.8: weights 1 - 1/4 and 1 - 1/1.5, the largest raised to 1. Lifts 1.5, 1: no class is near.
+    assert torch.allclose(weights[0], torch.tensor([0.0, 1.0, (1 / 3) / 0.75, 0.0]), atol=2e-3)
+    assert torch.allclose(weights[1], torch.tensor([0.0, 0.0, (1 / 3) / 0.5, 0.0]), atol=2e-3)
+
+
+def test_look_alikes_speak_for_the_new_classes_that_are_tagged() -> None:
+    # background, horse, person; cow, sheep. Cow looks like a horse; the image shows a cow.
+    weights = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    scores = torch.tensor([0.5, 0.3, 0.1, 0.1, 0.0]).view(1, 5, 1, 1)
+    old = torch.tensor([0.1, 0.8, 0.1]).view(1, 3, 1, 1)
+    unknown, present, absent = -1.0, 1.0, 0.0
+    found = with_look_alikes(scores, old, weights, torch.tensor([unknown, unknown, present, absent]))
+    cow = 1 - (1 - 0.1) * (1 - 0.8)
+    total = 0.5 + 0.1 + cow
+    assert torch.allclose(found.flatten(), torch.tensor([0.5, 0.0, 0.1, cow, 0.0]) / total, atol=1e-6)
+
+
+def test_where_the_old_class_is_tagged_too_it_speaks_for_itself() -> None:
+    weights = torch.tensor([[0.0, 1.0]])
+    scores = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1)
+    old = torch.tensor([0.1, 0.8]).view(1, 2, 1, 1)
+    assert torch.allclose(with_look_alikes(scores, old, weights, torch.tensor([1.0, 1.0])), scores)
+    assert torch.allclose(with_look_alikes(scores, old, weights, torch.tensor([-1.0, 0.0])), scores)
