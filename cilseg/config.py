@@ -78,13 +78,13 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 class UpdateConfig(_Section):
     """An incremental step (``cilseg update``).
 
-    Beside these keys it may hold one section per method, ``update.wilson`` for example; the method's file says what
+    Beside these keys it may hold one section per method, ``update.tags`` for example; the method's file says what
     stands in it (``Method.options_type``), and :func:`load_config` checks it on request.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    method: str = "wilson"
+    method: str = "tags"
     optimiser: OptimiserConfig = OptimiserConfig(epochs=40, lr_body=0.001, schedule="warmup")
 
     def options(self, name: str, kind: type[OptionsT]) -> OptionsT:

@@ -73,13 +73,13 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
     with clock("base"), bar(f"base step: {len(OLD)} classes from masks") as on_tick:
         request = BaseRequest(NAME, data, config, classes=OLD, split="train_base", resume=True)
         base = train_version(registry, request, on_tick=on_tick)
-    with clock("wilson"), bar(f"cilseg update --tags {tags.name}: {', '.join(NEW)}") as on_tick:
+    with clock("update"), bar(f"cilseg update --tags {tags.name}: {', '.join(NEW)}") as on_tick:
         update = update_version(
             registry, UpdateRequest(config, parent=base.ref, tags=tags, resume=True), on_tick=on_tick
         )
     judgement = result.judgement = update.judgement
     result.rows["base"] = {**(judgement.reference_scores or {}), "new": None, "all": None}
-    result.rows["WILSON, tags"] = judgement.scores
+    result.rows["updated, tags"] = judgement.scores
     if judgement.result is not None and judgement.result.verdict == "PROMOTE":
         registry.promote(update.candidate.ref, why="demo: the gate said PROMOTE")
         result.promoted = True
@@ -111,7 +111,7 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         result.rows[label] = foil.judgement.scores
         foils[method] = foil.candidate
     result.picture = root / PICTURE
-    _draw(result.picture, val, {"base": base, "fine-tuned": foils["ft"], "WILSON, tags": update.candidate})
+    _draw(result.picture, val, {"base": base, "fine-tuned": foils["ft"], "updated from tags": update.candidate})
     return result
 
 

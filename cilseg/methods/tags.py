@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.classes import UNLABELLED_ID, default_color
+from cilseg.config import OptimiserConfig
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
 from cilseg.losses.label_making import merge_passes
 from cilseg.losses.pamr import pamr
@@ -155,13 +157,30 @@ class Tags(Exclusive):
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
         config = context.config.model_copy(update={"wilson": self.options.first.model_dump()})
-        # A model of its own: what freezes it while it trains must not touch that of the second round.
-        own = self.old_model.extended(self.model.n_classes - self.n_old)
-        self._first = [Wilson(replace(context, model=own, config=config))]  # no part of this module's state
         self._optimiser = context.config.optimiser
+        n_new = self.model.n_classes - self.n_old
+        self._refinement: list[Wilson] = []
+        if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
+            self._refinement = [Wilson(replace(context, config=config))]
+            self.localizer = self._refinement[0].localizer
+        # A model of its own: what freezes it while it trains must not touch that of the second round.
+        own = self.old_model.extended(n_new)
+        self._first = [Wilson(replace(context, model=own, config=config))]  # no part of this module's state
+
+    @property
+    def warm_up_epochs(self) -> int:
+        return self._refinement[0].warm_up_epochs if self._refinement else 0
+
+    def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
+        return self._refinement[0].parameter_groups(cfg) if self._refinement else super().parameter_groups(cfg)
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return self._refinement[0](batch, epoch) if self._refinement else super().forward(batch, epoch)
 
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
         assert data.tags is not None
+        if self._refinement:
+            return data
         shows = (data.tags[:, self.n_old - 1 :] > 0).any(axis=1).tolist()
         first = self._first[0]
         stage.fit(FIRST, first, self.balanced(data, shows), self._optimiser)
@@ -248,10 +267,11 @@ class Tags(Exclusive):
         small = F.interpolate(pixels, size=half, mode="bilinear", align_corners=False)
         refined = pamr(small, total[:, self.n_old :])  # every channel diffuses on its own
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
-        share, which = refined.max(dim=1)
-        sure = opt.alpha * (share > opt.claim_from) + (1.0 - opt.alpha) * share
-        ids = (which + self.n_old).to(torch.uint8)[0].cpu().numpy()
-        return ids, (255 * sure[0]).round().to(torch.uint8).cpu().numpy()
+        share, which = refined[0].max(dim=0)
+        claimed = share > opt.claim_from
+        ids = torch.where(claimed, which + self.n_old, UNLABELLED_ID)
+        sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)
+        return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
 
 
 def _batches(

@@ -80,8 +80,8 @@ class Material:
 
 
 _FROM_TAGS: tuple[Supervision, ...] = ("tags", "points", "scribbles")
-_MASKS = "With masks, use --method ft, mib or joint, --data DIR and --classes NEW,..."
-_TAGS = "With image tags only, use --method wilson --tags FILE."
+_MASKS = "With masks, use --method masks, mib or joint, --data DIR and --classes NEW,..."
+_TAGS = "With image tags only, use --method tags --tags FILE."
 
 
 def gather(parent: Version, request: UpdateRequest) -> Material:
@@ -137,7 +137,7 @@ def check_supervision(request: UpdateRequest, method: type[Method]) -> None:
     if "saliency" in method.needs and request.saliency is None:
         faults.add(
             "it needs to know where objects are: give --saliency DIR (a grey PNG per image, of the same name), or "
-            "--saliency builtin to make the maps from the parent's own features; without them use cam or wilson"
+            "--saliency builtin to make the maps from the parent's own features; without them use tags or cam"
         )
     if "saliency" not in method.needs and request.saliency is not None:
         faults.add("it takes no --saliency; eps does")
@@ -162,7 +162,7 @@ def _from_tag_list(parent: Version, request: UpdateRequest, method: type[Method]
     if not tag_list.new_classes and not method.refines:
         raise InputError(
             f"Tag list {tag_list.path} brings no new class, and {method.name} learns new classes only. Tag one, or use "
-            "--method wilson, which learns from tags of old classes too."
+            "--method tags, which learns from tags of old classes too."
         )
     if method.supervision == "tags":
         check_trainable(tag_list)
@@ -209,7 +209,7 @@ def _annotations(tag_list: TagList, class_set: ClassSet, kind: Supervision) -> I
         if class_set.id_of(name) not in found:
             field_ = '"points": [[x, y, "' + name + '"]]' if kind == "points" else '"scribble": "FILE.png"'
             faults.add(f"new class {name!r} has no {kind[:-1]} in any image; add {field_} to images that show it")
-    faults.raise_if_any("With image tags alone use --method wilson.")
+    faults.raise_if_any("With image tags alone use --method tags.")
     return read
 
 

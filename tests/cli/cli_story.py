@@ -14,7 +14,7 @@ OLD = "starfish,boat,house,lifebuoy,leaf,mushroom"
 CONFIG = """
 train: {optimiser: {epochs: 24, batch_size: 8, crop_px: 64, crop_scale: [0.7, 1.0], lr_body: 0.1, lr_head: 0.1,
                     lr_classifier: 0.1}}
-update: {optimiser: {epochs: 2, batch_size: 12, crop_px: 64}, wilson: {warm_up_epochs: 1}}
+update: {method: wilson, optimiser: {epochs: 2, batch_size: 12, crop_px: 64}, wilson: {warm_up_epochs: 1}}
 runtime: {threads: 1}
 model: {backbone: test_resnet, output_stride: 8, head_channels: 64, head_dilations: [2, 4, 6]}
 """

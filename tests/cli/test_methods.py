@@ -7,11 +7,11 @@ from cli_story import Commands
 from cilseg.methods import METHODS
 
 SUPERVISION = {
-    **dict.fromkeys(("joint", "ft", "lwf", "lwf-mc", "ilt", "mib", "plop", "sdr", "recall"), "masks"),
+    **dict.fromkeys(("joint", "ft", "lwf", "lwf-mc", "ilt", "mib", "plop", "sdr", "recall", "masks"), "masks"),
     "pifs": "shots",
     "mib-points": "points",
     "mib-scribbles": "scribbles",
-    **dict.fromkeys(("cam", "seam", "ss", "eps", "wilson"), "tags"),
+    **dict.fromkeys(("cam", "seam", "ss", "eps", "wilson", "tags"), "tags"),
 }
 
 

@@ -47,7 +47,7 @@ def test_tags_for_a_method_that_wants_masks(refusal, tags, method):
     assert "it takes no --tags" in message
     assert "give --data DIR (images and masks)" in message
     assert "give --classes NEW,..." in message
-    assert "With image tags only, use --method wilson --tags FILE." in message
+    assert "With image tags only, use --method tags --tags FILE." in message
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.supervision in ("tags", "points", "scribbles")])
@@ -56,7 +56,7 @@ def test_masks_for_a_method_that_wants_tags(refusal, masks, method):
     assert f"Method {method!r} learns from {METHODS[method].supervision}: 2 faults" in message
     assert "give --tags FILE" in message
     assert "it takes no --data and no --classes: it never sees masks" in message
-    assert "With masks, use --method ft, mib or joint" in message
+    assert "With masks, use --method masks, mib or joint" in message
 
 
 def test_a_new_class_without_an_image_that_lacks_it(refusal, base_story, tmp_path):
@@ -79,7 +79,7 @@ class TestNoNewClass:
     def test_nothing_to_learn(self, refusal, old_tags, method):
         message = refusal(method, tags=old_tags, saliency="builtin" if method == "eps" else None)
         assert f"Tag list {old_tags} brings no new class, and {method} learns new classes only." in message
-        assert "--method wilson, which learns from tags of old classes too" in message
+        assert "--method tags, which learns from tags of old classes too" in message
 
     @pytest.mark.parametrize("prior", ["fixed", "none"])
     def test_a_localizer_without_maps(self, refusal, old_tags, prior):
@@ -87,8 +87,9 @@ class TestNoNewClass:
         assert f"With update.wilson.prior={prior} the localizer has maps of new classes alone" in message
         assert "Use prior=learned" in message
 
-    def test_wilson_refines(self, registry, old_tags):
-        result = update_version(registry, UpdateRequest(config=settings("wilson"), tags=old_tags, gate=False))
+    @pytest.mark.parametrize("method", ["wilson", "tags"])
+    def test_some_methods_refine(self, registry, old_tags, method):
+        result = update_version(registry, UpdateRequest(config=settings(method), tags=old_tags, gate=False))
         assert result.candidate.manifest.class_set.names == ("background", *OLD)
 
 
@@ -101,7 +102,7 @@ class TestSaliency:
         message = refusal("eps", tags=tags)
         assert "it needs to know where objects are: give --saliency DIR" in message
         assert "--saliency builtin to make the maps from the parent's own features" in message
-        assert "use cam or wilson" in message
+        assert "use tags or cam" in message
 
     @pytest.mark.parametrize("method", ["cam", "wilson", "mib-points"])
     def test_for_a_method_that_takes_none(self, refusal, tags, method):
@@ -189,7 +190,7 @@ class TestPointsAndScribbles:
         message = refusal("mib-points", tags=tags)
         assert f"new class {NEW!r} has no point in any image" in message
         assert f'"points": [[x, y, "{NEW}"]]' in message
-        assert "With image tags alone use --method wilson." in message
+        assert "With image tags alone use --method tags." in message
 
     def test_no_scribble_at_all(self, refusal, tags):
         message = refusal("mib-scribbles", tags=tags)

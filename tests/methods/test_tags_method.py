@@ -1,0 +1,120 @@
+"""The default method: labels where tags allow them, batches that hold both kinds of images, stored images, refining."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import numpy as np
+import pytest
+from tiny_step import CLASSES, OLD, class_set, data_for, differing, inputs_for, state_of, take_step, update_config
+
+from cilseg.classes import UNLABELLED_ID
+from cilseg.data.labels import map_mask
+from cilseg.methods import METHODS, Memory, StepContext
+from cilseg.methods.tags import CONFIDENCE
+from cilseg.methods.two_stage import PSEUDO_LABELS
+from cilseg.train.steps import read_prepared
+from cilseg_serve.images import read_mask
+
+NEW_ID = len(OLD) + 1
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tags")
+    data = data_for(world, "tags")
+    return folder, data, take_step(world, "tags", folder, data=data, config=update_config("tags", claim_from=0.2))
+
+
+def test_labels_claim_tagged_classes_in_tagged_images_alone(run):
+    folder, data, _ = run
+    tagged = data.tags[:, NEW_ID - 1] > 0
+    assert 0 < tagged.sum() < data.size
+    found = 0
+    for index in range(data.size):
+        label, sure = (read_mask(folder / kind / f"{data.name(index)}.png") for kind in (PSEUDO_LABELS, CONFIDENCE))
+        assert label.shape == sure.shape == data.read_image(index).shape[:2]
+        assert set(label.flat) <= ({NEW_ID, UNLABELLED_ID} if tagged[index] else {UNLABELLED_ID})
+        assert (sure[label == UNLABELLED_ID] == 0).all()
+        assert (sure[label == NEW_ID] > 127).all()  # alpha 0.5 and the share on top
+        found += int((label == NEW_ID).sum())
+    assert found > 0
+
+
+def test_labels_that_are_there_are_taken_as_they_are(world, run, tmp_path):
+    folder, data, usual = run
+    for kind in (PSEUDO_LABELS, CONFIDENCE):
+        (tmp_path / kind).mkdir()
+        for file in (folder / kind).iterdir():
+            (tmp_path / kind / file.name).write_bytes(file.read_bytes())
+    config = update_config("tags", claim_from=0.9)  # would make other labels
+    again = take_step(world, "tags", tmp_path, data=data, config=config)
+    assert not differing(state_of(again), state_of(usual))
+
+
+def method_on(world, name, **options):
+    context = StepContext(
+        world.parent_of(name).extended(1),
+        world.parent_of(name),
+        update_config(name, **options),
+        inputs_for(world, name),
+    )
+    return METHODS[name](context)
+
+
+def test_half_of_every_batch_shows_no_new_class_and_every_image_comes_round(world):
+    data = data_for(world, "masks")
+    shows = [i in (1, 5) for i in range(data.size)]
+    balanced = method_on(world, "masks").balanced(data, shows)
+    batches = [balanced.batch_indices(epoch, 4) for epoch in range(8)]
+    assert [len(epoch) for epoch in batches] == [2] * 8
+    for batch in (batch for epoch in batches for batch in epoch):
+        assert sum(shows[i] for i in batch) == 2
+    assert {i for epoch in batches for batch in epoch for i in batch} == set(range(data.size))
+    assert batches == [balanced.batch_indices(epoch, 4) for epoch in range(8)]
+    as_they_come = method_on(world, "masks", negative_share=None).balanced(data, shows)
+    assert as_they_come is data
+
+
+def stored(world, rows):
+    """Stored images whose masks know the base classes."""
+    source, classes = world.source.subset(world.source.ids[-rows:]), class_set([])
+
+    def mask(index):
+        return map_mask(source.mask(index), source.label_names, classes, visible=OLD)
+
+    return Memory(rows, partial(read_prepared, source.image_paths, None), mask, 1 + len(OLD))
+
+
+@pytest.mark.parametrize("name", ["tags", "masks"])
+def test_stored_images_are_trained_on_unless_told_otherwise(world, tmp_path, name):
+    memory = stored(world, 3)
+    without = take_step(world, name, tmp_path / "without")
+    used = take_step(world, name, tmp_path / "used", inputs=inputs_for(world, name, memory=memory))
+    assert differing(state_of(used), state_of(without))
+    noise = Memory(3, memory.read_image, lambda i: (memory.read_mask(i) + 1) % 3, memory.n_channels)
+    other = take_step(world, name, tmp_path / "noise", inputs=inputs_for(world, name, memory=noise))
+    assert differing(state_of(other), state_of(used))  # their masks are read
+    config = update_config(name, memory=False)
+    unused = take_step(world, name, tmp_path / "unused", inputs=inputs_for(world, name, memory=memory), config=config)
+    assert not differing(state_of(unused), state_of(without))
+
+
+def test_look_alikes_are_told(world, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="cilseg.methods.tags"):
+        take_step(world, "tags", tmp_path / "a")
+        take_step(world, "tags", tmp_path / "b", config=update_config("tags", look_alikes=False))
+    lines = [record.getMessage() for record in caplog.records if "Look-alikes" in record.getMessage()]
+    assert len(lines) == 1
+
+
+def test_masks_of_other_classes_than_new_ones_are_the_old_models(world):
+    """A mask of the step marks new classes; its background is not taken for background."""
+    data = data_for(world, "masks", new=CLASSES[2:3])
+    method = method_on(world, "masks")
+    prepared = method.prepare(data, None)
+    for index in range(data.size):
+        before, after = data.read_mask(index), prepared.read_mask(index)
+        assert np.array_equal(after == NEW_ID, before == NEW_ID)
+        assert set(after[before == 0].flat) <= {UNLABELLED_ID}
