@@ -101,8 +101,9 @@ def test_an_old_class_seen_more_in_new_objects_than_around_them_is_a_look_alike(
     claimed_mean = torch.tensor([[0.5, 0.36, 0.09, 0.04], [0.8, 0.0, 0.12, 0.08]])
     everywhere = torch.tensor([[0.8, 0.09, 0.06, 0.05], [0.8, 0.0, 0.08, 0.08]])
     weights = look_alike_weights(claimed_mean, everywhere)
-    # Lifts 4, 1.5, 0.8: weights 1 - 1/4 and 1 - 1/1.5, the largest raised to 1. Lifts 1.5, 1: no class is near.
-    assert torch.allclose(weights[0], torch.tensor([0.0, 1.0, (1 / 3) / 0.75, 0.0]), atol=2e-3)
+    # Lifts 4, 1.5, 0.8: 1 - 1/4 and 1 - 1/1.5, over the largest; the second makes up a quarter of what the first does,
+    # and below half counts twice that. Lifts 0, 1.5, 1: the class is the main one, but no class is near.
+    assert torch.allclose(weights[0], torch.tensor([0.0, 1.0, (1 / 3) / 0.75 * 0.5, 0.0]), atol=2e-3)
     assert torch.allclose(weights[1], torch.tensor([0.0, 0.0, (1 / 3) / 0.5, 0.0]), atol=2e-3)
 
 
