@@ -60,10 +60,13 @@ class FirstRound(WilsonOptions):
 
 
 class TagsOptions(ExclusiveOptions):
-    """Settings of both rounds; the optimiser is the same in both."""
+    """Settings of both rounds; they have one optimiser, but for the rates of the first round."""
 
     first: FirstRound = FirstRound()
     """The first round."""
+    first_rates: float = Field(default=0.5, gt=0, le=1)
+    """Learning rates of body, head and old classifiers in the first round, relative to the second: what the localizer
+    still gets wrong there should not move them far."""
     look_alikes: bool = True
     """Let old classes that the old model sees in new ones speak for these in the labels."""
     claim_from: float = Field(default=0.4, gt=0, lt=1)
@@ -157,7 +160,11 @@ class Tags(Exclusive):
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
         config = context.config.model_copy(update={"wilson": self.options.first.model_dump()})
-        self._optimiser = context.config.optimiser
+        rates = context.config.optimiser
+        slower = {
+            key: self.options.first_rates * getattr(rates, key) for key in ("lr_body", "lr_head", "lr_classifier")
+        }
+        self._first_optimiser = rates.model_copy(update=slower)
         n_new = self.model.n_classes - self.n_old
         self._refinement: list[Wilson] = []
         if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
@@ -183,7 +190,7 @@ class Tags(Exclusive):
             return data
         shows = (data.tags[:, self.n_old - 1 :] > 0).any(axis=1).tolist()
         first = self._first[0]
-        stage.fit(FIRST, first, self.balanced(data, shows), self._optimiser)
+        stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
         first.to(stage.device).eval()
         return self.balanced(self.with_memory(self._labelled(first, data, stage)), shows)
 
