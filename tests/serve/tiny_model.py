@@ -31,6 +31,7 @@ def expected_mask(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def make_onnx(
     *,
     confidence: bool = False,
+    logits: bool = False,
     input_name: str = "image",
     offset: int = 0,
     metadata: dict[str, str] | None = None,
@@ -51,6 +52,9 @@ def make_onnx(
             helper.make_node("ReduceMax", ["probability", "last_axis"], ["confidence"], keepdims=0),
         ]
         outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["N", "H", "W"]))
+    if logits:
+        nodes.append(helper.make_node("Transpose", ["logits_nhwc"], ["logits"], perm=[0, 3, 1, 2]))
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4, "H", "W"]))
     constants = {
         "weight": WEIGHT,
         "bias": BIAS,
