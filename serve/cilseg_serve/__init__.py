@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from cilseg_serve.predict import predict_paths
     from cilseg_serve.segmentation import Segmentation
     from cilseg_serve.segmenter import Segmenter
+    from cilseg_serve.sliding_window import SlidingWindow
 
-__all__ = ["Segmentation", "Segmenter", "predict_paths", "read_image", "read_mask", "write_mask"]
+__all__ = ["Segmentation", "Segmenter", "SlidingWindow", "predict_paths", "read_image", "read_mask", "write_mask"]
 
 _HOMES = {
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
+    "SlidingWindow": "sliding_window",
     "predict_paths": "predict",
     "read_image": "images",
     "read_mask": "images",
