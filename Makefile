@@ -18,7 +18,7 @@ install: $(STAMP)  ## Make the environment
 
 $(STAMP): pyproject.toml constraints/ci.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,postgres,s3,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,postgres,s3,geo,dev]'
 	touch $(STAMP)
 
 demo: install  ## Generated scenes, two new classes from tags, gate, export, in a few minutes
