@@ -116,8 +116,8 @@ def _check(raster: Any, source: str) -> None:
     kinds = sorted(set(raster.dtypes[: min(3, raster.count)]))
     if raster.count < 1 or kinds not in (["uint8"], ["uint16"]):
         raise InputError(
-            f"{source} has {raster.count} band(s) of {', '.join(kinds) or 'nothing'}, expected uint8 or uint16. Convert "
-            "it with: gdal_translate -ot Byte -scale IN OUT"
+            f"{source} has {raster.count} band(s) of {', '.join(kinds) or 'nothing'}, expected uint8 or uint16. "
+            "Convert it with: gdal_translate -ot Byte -scale IN OUT"
         )
 
 
