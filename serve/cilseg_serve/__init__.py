@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cilseg_serve.segmentation import Segmentation
     from cilseg_serve.segmenter import Segmenter
     from cilseg_serve.sliding_window import SlidingWindow
+    from cilseg_serve.watching import watch
 
 __all__ = [
     "Segmentation",
@@ -28,6 +29,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "segment_geotiff",
+    "watch",
     "write_mask",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "read_image": "images",
     "read_mask": "images",
     "segment_geotiff": "geotiff",
+    "watch": "watching",
     "write_mask": "images",
 }
 

@@ -20,8 +20,8 @@ from cilseg_serve.rle import area_and_box, encode
 def class_segments(mask: npt.NDArray[np.uint8], class_set: ClassSet) -> list[dict[str, Any]]:
     """Return one row per foreground class that occurs in a mask ``(H, W)``, in id order.
 
-    Keys: ``category_id``, ``category``, ``area`` in pixels, ``bbox`` ``[x, y, width, height]``, ``segmentation`` (packed
-    run lengths).
+    Keys: ``category_id``, ``category``, ``area`` in pixels, ``bbox`` ``[x, y, width, height]``, ``segmentation``
+    (packed run lengths).
 
     Raises:
         InputError: no pixels.
