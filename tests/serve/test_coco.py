@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pycocotools.coco import COCO
 
 from cilseg_serve.coco import class_segments, coco_document
 from tests.serve.tiny_model import CLASSES
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools.*")
 def test_pycocotools_reads_the_masks_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     masks = {"a.jpg": rng.integers(0, 4, (7, 9), dtype=np.uint8), "b.jpg": np.full((5, 4), 2, np.uint8)}

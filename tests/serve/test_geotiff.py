@@ -17,6 +17,7 @@ from cilseg.errors import InputError, MissingDependencyError, NotFoundError
 from cilseg_serve import Segmenter, SlidingWindow, geotiff, segment_geotiff
 from tests.serve.tiny_model import CLASSES, expected_mask, make_onnx
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 TRANSFORM = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
 UTM = CRS.from_epsg(32633)
 
