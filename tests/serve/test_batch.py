@@ -21,10 +21,11 @@ import rasterio
 from PIL import Image
 from pycocotools.coco import COCO
 
-from cilseg.errors import InputError
+from cilseg.errors import InputError, MissingDependencyError
 from cilseg_serve import Segmenter, SlidingWindow, predict_paths, read_mask
 from cilseg_serve.pipeline import LocalEngine
 from cilseg_serve.predict import Shard
+from cilseg_serve.ray_engine import RayEngine
 from cilseg_serve.rle import decode
 from tests.serve.conftest import BundleMaker
 from tests.serve.tiny_model import expected_mask
@@ -315,3 +316,17 @@ def test_full_disk_ends_the_run(
     with pytest.raises(OSError, match="No space left"):
         predict_paths(segmenter, [photos], tmp_path / "out")
     assert json.loads((tmp_path / "out/summary.json").read_text())["complete"] is False
+
+
+def test_what_ray_is_refused_for(
+    segmenter: Segmenter, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as tar:
+        tar.add(photos / "0.png", "0.png")
+    with pytest.raises(InputError, match=r"set.tgz: a compressed archive.*Unpack it"):
+        predict_paths(segmenter, [tmp_path / "set.tgz"], tmp_path / "out", engine=RayEngine())
+    with pytest.raises(InputError, match="at least 1 worker, got 0"):
+        predict_paths(segmenter, [photos], tmp_path / "out", engine=RayEngine(workers=0))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'cilseg\[ray\]'"):
+        predict_paths(segmenter, [photos], tmp_path / "out", engine=RayEngine())
