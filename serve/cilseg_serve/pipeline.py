@@ -190,5 +190,5 @@ def _segmented(
                 results[item.name] = whole if len(good) == 1 else job.segment([item], [image])[0]
             except CilsegError as exc:
                 results[item.name] = exc
-    for item, image in batch:
-        yield item, None if isinstance(image, CilsegError) else image, results[item.name]
+    for item, decoded in batch:
+        yield item, None if isinstance(decoded, CilsegError) else decoded, results[item.name]

@@ -81,7 +81,8 @@ def _packed(counts: npt.NDArray[np.int64]) -> str:
     more = shifted[:, 1:] != np.where(groups & 0x10, -1, 0)
     written = np.concatenate([np.ones((len(values), 1), np.bool_), np.logical_and.accumulate(more, axis=1)], axis=1)
     letters = (groups | np.where(more, 0x20, 0)) + 48
-    return letters[written[:, :-1]].astype(np.uint8).tobytes().decode("ascii")
+    text: bytes = letters[written[:, :-1]].astype(np.uint8).tobytes()
+    return text.decode("ascii")
 
 
 def _unpacked(text: str | bytes) -> npt.NDArray[np.int64]:

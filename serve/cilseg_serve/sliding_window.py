@@ -194,4 +194,4 @@ def _stride_of(segmenter: Segmenter) -> int:
             f"{segmenter.name}: logits of a {_PROBE_PX} px image have shape {shape}, expected "
             f"(1, {len(segmenter.class_set)}, h, h) with h a divisor of {_PROBE_PX}. Export the model again."
         )
-    return _PROBE_PX // shape[2]
+    return _PROBE_PX // int(shape[2])

@@ -163,8 +163,8 @@ class Planes:
 
     def winners(self, *, confidence: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
         """Return the class with the largest logit (the first at ties) and, on request, its soft-max."""
-        best = np.array(self.plane(0))
-        ids = np.zeros(best.shape, dtype=np.uint8)
+        best = self.plane(0).copy()
+        ids: npt.NDArray[np.uint8] = np.zeros(best.shape, dtype=np.uint8)
         for channel in range(1, len(self.cells)):
             plane = self.plane(channel)
             ids[plane > best] = channel
@@ -174,7 +174,7 @@ class Planes:
         total = np.zeros_like(best)
         for channel in range(len(self.cells)):
             total += np.exp(self.plane(channel) - best)
-        return ids, 1 / total
+        return ids, np.reciprocal(total)
 
 
 def _stretched(values: npt.NDArray[np.float32], stride: int) -> npt.NDArray[np.float32]:
