@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.record import write_record
-from benchmarks.serve_models import export_deeplab, export_small_reach
 from cilseg_serve import Segmenter, SlidingWindow, segment_geotiff
 
 BLOCK_PX = 512
@@ -90,6 +89,8 @@ def main() -> None:
     if options.child:
         run_large(*options.child, options.tile, options.overlap, options.threads)
         return
+    from benchmarks.serve_models import export_deeplab, export_small_reach  # torch: not in the measured process
+
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         onnx = options.onnx or export_deeplab(work / "deeplab.onnx")
