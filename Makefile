@@ -47,6 +47,7 @@ readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py
 
 test-systems: install  ## Tests against a real PostgreSQL, S3 server and headless Chromium (apt-get install postgresql chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,openvino,serve,geo,postgres,s3,ray,dev]'
 	$(BIN)/pytest -q -m systems
 
 bench: install  ## One benchmark: make bench NAME=voc_animals_story ARGS='--data DIR --weights FILE'

@@ -49,6 +49,8 @@ _EXTRA_OF = {
     "psycopg": "postgres",
     "fsspec": "s3",
     "s3fs": "s3",
+    "rasterio": "geo",
+    "ray": "ray",
 }
 
 app = typer.Typer(

@@ -1,17 +1,33 @@
-"""``cilseg predict``: masks and overlays for images and folders."""
+"""``cilseg predict``: masks of images, folders, archives, lists and object stores."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cilseg.cli.common import JsonFlag, QuietFlag, RegistryOption, print_json, print_table, progress_console
 
+if TYPE_CHECKING:
+    from cilseg_serve.predict import Engine
+
+
+class EngineName(StrEnum):
+    """What does the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 def command(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IMG|DIR", help="Images, or folders of images.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="Images, folders, tar archives, CSV lists, or URLs such as s3://bucket/dir."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks/, overlays/ and summary.json.")],
     model: Annotated[
         str | None,
@@ -19,7 +35,29 @@ def command(
             "--model", "-m", help="name:3, name@alias, name, or a bundle folder (default: the one model there is)."
         ),
     ] = None,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="png, rle, polygons, coco or geotiff; repeat for several (default: png)."),
+    ] = None,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Also write overlays/*.jpg.")] = True,
+    tile: Annotated[
+        int | None, typer.Option("--tile", help="Run images in overlapping tiles of this many pixels.")
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", help="Pixels that neighbouring tiles share (default: a quarter of a tile)."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only every N-th image, from the I-th on: 1/4 to 4/4.")
+    ] = "1/1",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what an interrupted run of the same command has done.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images given to the model at once.")] = 1,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="local: threads of this process; ray: a Ray cluster.")
+    ] = EngineName.LOCAL,
+    workers: Annotated[int, typer.Option("--workers", help="Models that a Ray cluster runs.")] = 2,
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Run a model without a passed parity check.")
     ] = False,
@@ -35,30 +73,54 @@ def command(
 
       cilseg predict photos/ -o out
 
-      cilseg predict a.jpg b.jpg -o out --model animals@production --no-overlays
+      cilseg predict photos.tar more.csv -o out --format coco --no-overlays --resume
+
+      cilseg predict s3://bucket/photos -o out --shard 2/4
+
+      cilseg predict village.tif -o out --format geotiff --tile 1024
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from cilseg_serve.predict import predict_paths
+    from cilseg.errors import InputError
+    from cilseg_serve.pipeline import LocalEngine
+    from cilseg_serve.predict import Shard, predict_paths
     from cilseg_serve.segmenter import Segmenter
+    from cilseg_serve.sliding_window import SlidingWindow
 
+    part = Shard.parse(shard)
+    if overlap is not None and tile is None:
+        raise InputError("--overlap needs --tile.")
+    runs_on: Engine = LocalEngine(batch_size=batch_size)
+    if engine is EngineName.RAY:
+        from cilseg_serve.ray_engine import RayEngine
+
+        runs_on = RayEngine(registry=registry, workers=workers, allow_unverified=allow_unverified)
     segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified)
+    window = None if tile is None else SlidingWindow(segmenter, tile_px=tile, overlap_px=overlap)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, TextColumn("{task.description}", markup=False), console=progress_console(quiet=quiet)
     ) as progress:
         task = progress.add_task("", total=None, visible=False)
-        result = predict_paths(
-            segmenter,
-            inputs,
-            out,
-            overlays=overlays,
-            on_progress=lambda done, total, file: progress.update(
-                task, completed=done, total=total, description=file.name, visible=True
-            ),
-        )
+        try:
+            result = predict_paths(
+                segmenter,
+                inputs,
+                out,
+                formats=format_ or ["png"],
+                overlays=overlays,
+                window=window,
+                shard=part,
+                resume=resume,
+                engine=runs_on,
+                on_progress=lambda done, total, file: progress.update(
+                    task, completed=done, total=total, description=file.rpartition("/")[2], visible=True
+                ),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("repeat the command with --resume to go on") from None
     for file, reason in result.failures:
-        typer.echo(f"skipped: {reason if str(file) in reason else f'{file}: {reason}'}", err=True)
+        typer.echo(f"skipped: {reason if file in reason else f'{file}: {reason}'}", err=True)
     if json_:
         print_json(result.summary)
     else:

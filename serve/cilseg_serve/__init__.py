@@ -13,19 +13,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cilseg_serve.geotiff import segment_geotiff
     from cilseg_serve.images import read_image, read_mask, write_mask
     from cilseg_serve.predict import predict_paths
     from cilseg_serve.segmentation import Segmentation
     from cilseg_serve.segmenter import Segmenter
+    from cilseg_serve.sliding_window import SlidingWindow
+    from cilseg_serve.watching import watch
 
-__all__ = ["Segmentation", "Segmenter", "predict_paths", "read_image", "read_mask", "write_mask"]
+__all__ = [
+    "Segmentation",
+    "Segmenter",
+    "SlidingWindow",
+    "predict_paths",
+    "read_image",
+    "read_mask",
+    "segment_geotiff",
+    "watch",
+    "write_mask",
+]
 
 _HOMES = {
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
+    "SlidingWindow": "sliding_window",
     "predict_paths": "predict",
     "read_image": "images",
     "read_mask": "images",
+    "segment_geotiff": "geotiff",
+    "watch": "watching",
     "write_mask": "images",
 }
 

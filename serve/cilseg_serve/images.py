@@ -38,7 +38,8 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 ImageLike: TypeAlias = npt.NDArray[np.generic] | Image.Image | str | Path
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUPPORTED = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000"
 
 
@@ -79,7 +80,7 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         raise InputError(f"Image of {image.width} x {image.height} px has no pixels.")
     upright = _upright(image)
     if upright.mode == "I" or upright.mode.startswith("I;16"):
-        return np.repeat(_grey_from_16_bit(np.asarray(upright))[..., None], 3, axis=2)
+        return np.repeat(_from_16_bit(np.asarray(upright))[..., None], 3, axis=2)
     if upright.mode == "La":
         upright = upright.convert("LA")
     elif upright.mode == "RGBa" or (upright.mode == "P" and "transparency" in upright.info):
@@ -97,8 +98,8 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 def as_rgb_array(image: ImageLike) -> npt.NDArray[np.uint8]:
     """Return an array, Pillow image or image file as ``(H, W, 3)`` uint8 RGB.
 
-    Arrays may be ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)`` uint8 (RGB order, alpha dropped), or
-    ``(H, W)`` uint16 grey. An ``(H, W, 3)`` uint8 array is returned as it is, not copied.
+    Arrays may be ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)`` (RGB order, alpha dropped), uint8, or uint16
+    (scaled from 0..65535). An ``(H, W, 3)`` uint8 array is returned as it is, not copied.
 
     Raises:
         InputError: another shape, data type or kind of object, or see :func:`read_image`.
@@ -113,17 +114,15 @@ def as_rgb_array(image: ImageLike) -> npt.NDArray[np.uint8]:
     if 0 in shape:
         raise InputError(f"Image array of shape {shape} has no pixels.")
     values = image[..., 0] if image.ndim == 3 and shape[2] == 1 else image
-    if dtype == np.uint16 and values.ndim == 2:
-        values = _grey_from_16_bit(values)
-    if values.dtype != np.uint8:
+    if dtype not in (np.uint8, np.uint16):
         raise InputError(f"Image array has data type {dtype}, expected uint8 (0-255). Scale and cast it first.")
-    if values.ndim == 2:
-        return np.repeat(values.astype(np.uint8, copy=False)[..., None], 3, axis=2)
-    if values.ndim != 3 or values.shape[2] not in (3, 4):
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         planar = image.ndim == 3 and shape[0] in (1, 3)
         hint = " It looks like (C, H, W): use array.transpose(1, 2, 0)." if planar else ""
         raise InputError(f"Image array has shape {shape}, expected (H, W, 3) RGB or (H, W) grey.{hint}")
-    return values[..., :3].astype(np.uint8, copy=False)
+    rgb = values if values.ndim == 2 else values[..., :3]
+    eight_bit = _from_16_bit(rgb) if dtype == np.uint16 else rgb.astype(np.uint8, copy=False)
+    return np.repeat(eight_bit[..., None], 3, axis=2) if eight_bit.ndim == 2 else eight_bit
 
 
 def read_mask(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -229,6 +228,11 @@ def _unidentified(stream: BinaryIO, name: str) -> str:
     head = stream.read(24)
     if head.startswith(_SIGNATURES):
         return f"{name}: damaged image header. Copy or export the image again."
+    if head.startswith(_TIFF_SIGNATURES):
+        return (
+            f"{name}: a TIFF that is damaged or of a kind that cannot be read here (bands, bit depth, packing). Save "
+            "it as 8-bit RGB; a GeoTIFF is read by segment_geotiff() and cilseg predict --format geotiff."
+        )
     what = "a Git LFS pointer, run: git lfs pull" if head.startswith(b"version https://git-lfs") else repr(head)
     return f"{name}: not an image that can be read (starts with {what}). Supported: {_SUPPORTED}."
 
@@ -259,8 +263,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _grey_from_16_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Scale 0..65535 to 0..255, rounding half up; ``(H, W)`` in and out."""
+def _from_16_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """Scale 0..65535 to 0..255, rounding half up; any shape."""
     wide = values.astype(np.int64)
     low, high = int(wide.min()), int(wide.max())
     if low < 0 or high > 65535:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cilseg.errors import InputError
+from cilseg.errors import InputError, did_you_mean
 from cilseg_serve.images import ImageLike, as_rgb_array, write_mask
+from cilseg_serve.polygons import Polygon, trace
+from cilseg_serve.rle import encode
 
 _BORDER_SHADE = 0.55
 
@@ -89,6 +92,20 @@ class Segmentation:
         blend[_borders(self.mask)[painted]] *= _BORDER_SHADE
         out[painted] = np.rint(blend).astype(np.uint8)
         return out
+
+    def polygons(self, *, min_area: int = 1) -> list[Polygon]:
+        """Return the outlines of all regions but background and void, with their holes (see ``polygons.trace``)."""
+        return trace(self.mask, min_area=min_area)
+
+    def rle(self, name: str, *, compressed: bool = True) -> dict[str, Any]:
+        """Return the pixels of one class as COCO run lengths ``{"size": [H, W], "counts": ...}``.
+
+        Raises:
+            InputError: no class of that name.
+        """
+        if name not in self.class_names:
+            raise InputError(f"Unknown class {name!r}.{did_you_mean(name, self.class_names)}")
+        return encode(self.mask == self.class_names.index(name), compressed=compressed)
 
     def save(self, path: str | Path) -> None:
         """Write the mask as a palette PNG, atomically.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +26,14 @@ from cilseg_serve.segmentation import Segmentation
 if TYPE_CHECKING:
     from cilseg.registry import Registry
 
+_T = TypeVar("_T")
 EMBEDDED_MANIFEST = "cilseg.manifest"
 """Key of the ONNX metadata that holds ``{"classes": [...], "preprocessing": {...}}`` as JSON."""
 PROVIDERS = ("CPUExecutionProvider",)
 MAX_RUN_PIXELS = 4_000_000
 """Images of one size share a run up to this many pixels; it bounds the memory that the activations take."""
+MAX_WHOLE_PIXELS = 25_000_000
+"""Largest image, at the network's size, that is run in one piece; beyond it activations take many gigabytes."""
 
 
 class Segmenter:
@@ -46,6 +53,7 @@ class Segmenter:
         name: the reference or path it was loaded from.
         digest: ``sha256:...`` of the version's manifest, ``None`` for a bare ONNX file.
         has_confidence: whether the model was exported with its confidence output.
+        has_logits: whether it was exported with its logits, which :class:`~cilseg_serve.SlidingWindow` blends.
 
     Raises:
         NotFoundError: no such directory, reference or exported model.
@@ -64,6 +72,7 @@ class Segmenter:
     name: str
     digest: str | None
     has_confidence: bool
+    has_logits: bool
 
     def __init__(
         self,
@@ -120,7 +129,8 @@ class Segmenter:
 
     def _start(self, model: bytes | Path, threads: int | None) -> None:
         self._session = _open_session(model, self.name, threads)
-        self.has_confidence = any(o.name == "confidence" for o in self._session.get_outputs())
+        outputs = {o.name for o in self._session.get_outputs()}
+        self.has_confidence, self.has_logits = "confidence" in outputs, "logits" in outputs
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     def __repr__(self) -> str:
@@ -130,7 +140,8 @@ class Segmenter:
         """Segment one image (path, Pillow image, or ``(H, W, 3)`` uint8 RGB array), mask at the image's own size.
 
         Raises:
-            InputError: the image cannot be read, or ``confidence`` is asked of a model exported without it.
+            InputError: the image cannot be read or is too large for one piece, or ``confidence`` is asked of a model
+                exported without it.
             CilsegError: onnxruntime failed, for example out of memory.
         """
         return self.segment_batch([image], confidence=confidence)[0]
@@ -139,7 +150,7 @@ class Segmenter:
         """Segment several images, in order; images of equal prepared size share one run.
 
         Raises:
-            InputError: an image cannot be read (nothing is computed then), or see :meth:`segment`.
+            InputError: an image cannot be used (nothing is computed then), or see :meth:`segment`.
             CilsegError: onnxruntime failed.
         """
         if confidence and not self.has_confidence:
@@ -147,7 +158,7 @@ class Segmenter:
                 f"{self.name} was exported without confidence. Export it again with: cilseg export REF --confidence"
             )
         arrays = [as_rgb_array(image) for image in images]
-        prepared = [prepare(array, self.preprocessing) for array in arrays]
+        prepared = [self._prepare(array) for array in arrays]
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, array in enumerate(prepared):
             by_size.setdefault((array.shape[0], array.shape[1]), []).append(index)
@@ -156,32 +167,71 @@ class Segmenter:
             per_run = max(1, MAX_RUN_PIXELS // (height * width))
             for start in range(0, len(members), per_run):
                 run = members[start : start + per_run]
-                masks, confidences = self._run(np.stack([prepared[i] for i in run]), confidence=confidence)
+                batch = prepared[run[0]][None] if len(run) == 1 else np.stack([prepared[i] for i in run])
+                masks, *rest = self.run_graph(batch, ("mask", "confidence") if confidence else ("mask",))
                 for row, index in enumerate(run):
-                    results[index] = self._result(
-                        masks[row], None if confidences is None else confidences[row], arrays[index].shape
-                    )
+                    results[index] = self._result(masks[row], rest[0][row] if rest else None, arrays[index].shape)
         return [results[index] for index in range(len(arrays))]
 
-    def _run(
-        self, batch: npt.NDArray[np.uint8], *, confidence: bool
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
-        """Run ``(N, h, w, 3)`` uint8; masks and confidences are ``(N, h, w)``."""
-        wanted = ["mask", "confidence"] if confidence else ["mask"]
+    async def segment_async(self, image: ImageLike, *, confidence: bool = False) -> Segmentation:
+        """Await :meth:`segment`, computed in one of the segmenter's own threads (as many as cores).
+
+        Cancelling gives up the wait; what is already being computed runs to its end, what is queued is dropped.
+
+        Raises:
+            InputError, CilsegError: as :meth:`segment`.
+        """
+        return await self._in_thread(functools.partial(self.segment, image, confidence=confidence))
+
+    async def segment_batch_async(self, images: Sequence[ImageLike], *, confidence: bool = False) -> list[Segmentation]:
+        """Await :meth:`segment_batch`; see :meth:`segment_async`."""
+        return await self._in_thread(functools.partial(self.segment_batch, images, confidence=confidence))
+
+    def run_graph(self, batch: npt.NDArray[np.uint8], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Run ``(N, h, w, 3)`` uint8 RGB through the graph as it is, without resizing, and return its ``outputs``.
+
+        ``mask`` ``(N, h, w)`` uint8, ``confidence`` ``(N, h, w)`` and ``logits`` ``(N, C, h/s, w/s)`` float32, of those
+        the model was exported with.
+
+        Raises:
+            ArtifactError: ids or shapes that the class set does not have.
+            CilsegError: onnxruntime failed.
+        """
         try:
-            outputs = self._session.run(wanted, {"image": batch})
+            answers: list[npt.NDArray[Any]] = self._session.run(list(outputs), {"image": batch})
         except Exception as exc:  # onnxruntime has no common base class for its errors
             raise CilsegError(
                 f"{self.name}: onnxruntime failed on {len(batch)} image(s) of {batch.shape[2]} x {batch.shape[1]} px "
                 f"({exc}). Try smaller images, or export the model again."
             ) from exc
-        masks = outputs[0]
-        if masks.shape != batch.shape[:3] or int(masks.max()) >= len(self.class_set):
+        if "mask" in outputs:
+            self._check_mask(answers[list(outputs).index("mask")], batch.shape[:3])
+        return answers
+
+    def _check_mask(self, masks: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+        if masks.shape != shape or int(masks.max()) >= len(self.class_set):
             raise ArtifactError(
                 f"{self.name}: the model answered with masks {masks.shape}, largest id {int(masks.max())}; expected "
-                f"{batch.shape[:3]} and ids under {len(self.class_set)}. Export the model again."
+                f"{shape} and ids under {len(self.class_set)}. Export the model again."
             )
-        return masks, outputs[1] if confidence else None
+
+    def _prepare(self, array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        prepared = prepare(array, self.preprocessing)
+        height, width = prepared.shape[:2]
+        if height * width > MAX_WHOLE_PIXELS:
+            raise InputError(
+                f"Image of {width} x {height} px is too large to run in one piece (at most {MAX_WHOLE_PIXELS:,} "
+                "pixels). Shrink it, or tile it: SlidingWindow(segmenter), cilseg predict --tile 1024."
+            )
+        return prepared
+
+    async def _in_thread(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads of the async methods. They end with the segmenter; a second pool made in a race is dropped idle."""
+        return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cilseg-segment")
 
     def _result(
         self, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32] | None, shape: tuple[int, ...]

@@ -16,13 +16,13 @@ from cilseg_serve.images import as_rgb_array, read_image, read_mask, to_rgb, wri
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
-def grey_png(depth: int, width: int, row: bytes, *, height: int = 1) -> bytes:
-    """A one-row grey PNG of 1, 2, 4, 8 or 16 bits, written by the letter of the format."""
+def grey_png(depth: int, width: int, row: bytes, *, height: int = 1, color: int = 0) -> bytes:
+    """A one-row PNG of 1, 2, 4, 8 or 16 bits, grey unless ``color`` says otherwise, by the letter of the format."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
     )
@@ -60,6 +60,25 @@ def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     flat = np.broadcast_to(np.array([220, 30, 40], np.uint8), (16, 16, 3)).copy()
     Image.fromarray(flat).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - flat).max() <= 6
+
+
+def test_16_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
+    data = grey_png(16, 2, struct.pack(">6H", 0, 257, 65535, 0x1234, 0x80FF, 0xFF00), color=2)
+    (tmp_path / "a.png").write_bytes(data)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0], [[0, 1, 255], [0x12, 0x80, 0xFF]])
+
+
+def test_grey_with_alpha_and_cmyk_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([RGB[..., 0], RGB[..., 1]]), "LA").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.repeat(RGB[..., :1], 3, axis=2))
+    Image.fromarray(np.dstack([255 - RGB, np.zeros((5, 7), np.uint8)]), "CMYK").save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+def test_one_pixel_and_a_very_wide_image(tmp_path: Path) -> None:
+    for width in (1, 30_000):
+        (tmp_path / "a.png").write_bytes(grey_png(8, width, bytes([9] * width)))
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.full((1, width, 3), 9))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -117,6 +136,12 @@ def _bad_file(folder: Path, kind: str) -> Path:
         path.write_bytes(b"\x89PNG\r\n\x1a\n")
     elif kind == "animated gif":
         frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
+    elif kind in ("webp", "apng"):
+        frames[0].save(path, format=kind.upper().lstrip("A"), save_all=True, append_images=frames[1:])
+    elif kind == "bigtiff":
+        path.write_bytes(b"II+\0\x08\0\0\0" + bytes(40))
+    elif kind == "wide":
+        path.write_bytes(grey_png(8, 30_000, b"", height=30_000))
     elif kind == "float tiff":
         Image.fromarray(np.ones((4, 4), np.float32)).save(path, format="TIFF")
     elif kind == "huge":
@@ -137,6 +162,10 @@ def _bad_file(folder: Path, kind: str) -> Path:
         ("header only", ["damaged image header", "Copy or export the image again"]),
         ("signature only", ["damaged image header", "Copy or export the image again"]),
         ("animated gif", ["holds 2 frames", "Extract the one you mean"]),
+        ("webp", ["holds 2 frames", "Extract the one you mean"]),
+        ("apng", ["holds 2 frames", "Extract the one you mean"]),
+        ("bigtiff", ["a TIFF that is damaged or of a kind", "--format geotiff"]),
+        ("wide", ["too large", "Split or shrink it to at most"]),
         ("float tiff", ["Pixel format 'F' cannot be used", "Save the image as 8-bit"]),
         ("huge", ["too large", "Split or shrink it to at most 178,956,970 pixels"]),
     ],
@@ -164,6 +193,10 @@ def test_arrays_pass_through_or_are_converted() -> None:
     np.testing.assert_array_equal(as_rgb_array(grey[..., None]), as_rgb_array(grey))
     np.testing.assert_array_equal(as_rgb_array(np.dstack([RGB, grey])), RGB)
     np.testing.assert_array_equal(as_rgb_array(grey.astype(np.uint16) * 257), as_rgb_array(grey))
+    np.testing.assert_array_equal(as_rgb_array(grey[..., None].astype(np.uint16) * 257), as_rgb_array(grey))
+    wide = RGB.astype(np.uint16) * 257 + 100
+    np.testing.assert_array_equal(as_rgb_array(wide), RGB)
+    np.testing.assert_array_equal(as_rgb_array(np.dstack([wide, wide[..., 0]])), RGB)
     np.testing.assert_array_equal(as_rgb_array(Image.fromarray(RGB)), RGB)
 
 
@@ -171,6 +204,8 @@ def test_arrays_pass_through_or_are_converted() -> None:
     ("value", "words"),
     [
         (np.zeros((3, 20, 30), np.uint8), "transpose(1, 2, 0)"),
+        (np.zeros((20, 30), bool), "data type bool, expected uint8"),
+        (np.zeros((20, 30, 2), np.uint16), "expected (H, W, 3)"),
         (np.zeros((20, 30, 3), np.float32), "data type float32, expected uint8"),
         (np.zeros((0, 30, 3), np.uint8), "has no pixels"),
         (np.zeros((2, 20, 30, 3), np.uint8), "expected (H, W, 3)"),

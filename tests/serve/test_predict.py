@@ -45,7 +45,9 @@ def files_under(folder: Path) -> list[str]:
 def test_folder_becomes_masks_overlays_and_a_summary(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen: list[tuple[int, int, str]] = []
-    result = predict_paths(segmenter, [photos], out, on_progress=lambda *step: seen.append((*step[:2], step[2].name)))
+    result = predict_paths(
+        segmenter, [photos], out, on_progress=lambda *step: seen.append((*step[:2], Path(step[2]).name))
+    )
     assert files_under(out) == [
         "masks/a-2.png",
         "masks/a.png",
@@ -53,6 +55,7 @@ def test_folder_becomes_masks_overlays_and_a_summary(segmenter: Segmenter, photo
         "overlays/a-2.jpg",
         "overlays/a.jpg",
         "overlays/farm/a.jpg",
+        "predictions.jsonl",
         "summary.json",
     ]
     assert seen == [(1, 4, "a.bmp"), (2, 4, "a.png"), (3, 4, "broken.jpg"), (4, 4, "a.PNG")]
@@ -84,7 +87,7 @@ def test_files_named_twice_are_done_once_and_overlays_can_be_left_out(
 ) -> None:
     out = tmp_path / "out"
     result = predict_paths(segmenter, [photos / "a.png", photos / "farm", photos / "a.png"], out, overlays=False)
-    assert files_under(out) == ["masks/a-2.png", "masks/a.png", "summary.json"]
+    assert files_under(out) == ["masks/a-2.png", "masks/a.png", "predictions.jsonl", "summary.json"]
     assert [image.overlay for image in result.images] == [None, None]
 
 
@@ -98,7 +101,7 @@ def test_second_run_into_a_folder_below_the_input_does_not_eat_its_own_output(
         second = predict_paths(segmenter, [photos], out)
         assert [i.file for i in second.images] == [i.file for i in first.images]
         assert files_under(photos) == before
-        for file in [*out.glob("masks/**/*.*"), *out.glob("overlays/**/*.*"), out / "summary.json"]:
+        for file in [*out.glob("masks/**/*.*"), *out.glob("overlays/**/*.*"), *out.glob("*.json*")]:
             file.unlink()
 
 

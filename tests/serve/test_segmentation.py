@@ -7,6 +7,7 @@ import pytest
 
 from cilseg.errors import InputError
 from cilseg_serve import Segmentation, read_mask
+from cilseg_serve.rle import decode
 
 PALETTE = np.array([[0, 0, 0], [200, 100, 0], [0, 100, 200]], np.uint8)
 NAMES = ("background", "cow", "sheep")
@@ -56,6 +57,19 @@ def test_saved_mask_is_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), result.mask)
     with pytest.raises(InputError, match=r"Use a name ending in \.png"):
         result.save(tmp_path / "m.jpg")
+
+
+def test_outlines_and_run_lengths() -> None:
+    result = make([[0, 1, 2], [255, 1, 0]])
+    assert [(p.class_id, p.exterior.tolist()) for p in result.polygons()] == [
+        (1, [[1, 0], [2, 0], [2, 2], [1, 2]]),
+        (2, [[2, 0], [3, 0], [3, 1], [2, 1]]),
+    ]
+    assert [p.class_id for p in result.polygons(min_area=2)] == [1]
+    np.testing.assert_array_equal(decode(result.rle("cow")), result.mask == 1)
+    assert result.rle("cow", compressed=False) == {"size": [2, 3], "counts": [2, 2, 2]}
+    with pytest.raises(InputError, match=r"Unknown class 'cwo'. Did you mean 'cow'"):
+        result.rle("cwo")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,12 +86,78 @@ def test_confidence_of_a_model_without_it_is_refused(make_bundle: BundleMaker, c
 
 
 def test_threads_share_one_segmenter(make_bundle: BundleMaker) -> None:
+    """Eight threads that start together, each with single images, batches and confidences of many sizes."""
+    segmenter = Segmenter(make_bundle(confidence=True), threads=1)
+    images = random_images([(1 + i % 9, 1 + i % 7) for i in range(24)])
+    expected = [expected_mask(image) for image in images]
+    start = threading.Barrier(8)
+
+    def hammer(seed: int) -> int:
+        rng = np.random.default_rng(seed)
+        start.wait()
+        for _ in range(60):
+            chosen = rng.integers(0, len(images), rng.integers(1, 5))
+            sure = bool(rng.integers(0, 2))
+            if len(chosen) == 1:
+                results = [segmenter.segment(images[chosen[0]], confidence=sure)]
+            else:
+                results = segmenter.segment_batch([images[i] for i in chosen], confidence=sure)
+            for index, result in zip(chosen, results, strict=True):
+                np.testing.assert_array_equal(result.mask, expected[index])
+                assert (result.confidence is not None) == sure
+        return seed
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(hammer, range(8))) == list(range(8))
+
+
+def test_async_calls_answer_while_the_loop_goes_on(make_bundle: BundleMaker) -> None:
     segmenter = Segmenter(make_bundle(), threads=1)
-    images = random_images([(8 + i % 5, 9 + i % 3) for i in range(40)])
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(segmenter.segment, images))
-    for image, result in zip(images, results, strict=True):
-        np.testing.assert_array_equal(result.mask, expected_mask(image))
+    images = random_images([(5 + i, 9) for i in range(12)])
+
+    async def main() -> int:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        results = await asyncio.gather(*(segmenter.segment_async(image) for image in images))
+        [batched] = await segmenter.segment_batch_async(images[:1])
+        with pytest.raises(InputError, match="exported without confidence"):
+            await segmenter.segment_async(images[0], confidence=True)
+        ticker.cancel()
+        for image, result in zip([*images, images[0]], [*results, batched], strict=True):
+            np.testing.assert_array_equal(result.mask, expected_mask(image))
+        return ticks
+
+    assert asyncio.run(main()) > 0
+
+
+def test_graph_is_run_as_it_is_on_request(make_bundle: BundleMaker, color_image: Image8) -> None:
+    segmenter = Segmenter(make_bundle(short_side_px=16, logits=True))
+    assert segmenter.has_logits
+    logits, mask = segmenter.run_graph(color_image[None], ("logits", "mask"))
+    np.testing.assert_array_equal(logits[0].transpose(1, 2, 0), expected_logits(color_image))
+    np.testing.assert_array_equal(mask[0], expected_mask(color_image))
+    assert not Segmenter(make_bundle(name="plain")).has_logits
+
+
+def test_image_too_large_for_one_piece_is_refused_with_advice(
+    make_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cilseg_serve.segmenter.MAX_WHOLE_PIXELS", 99)
+    segmenter = Segmenter(make_bundle())
+    assert segmenter.segment(np.zeros((9, 11, 3), np.uint8)).mask.shape == (9, 11)
+    with pytest.raises(InputError, match=r"10 x 10 px is too large .*at most 99 pixels.*SlidingWindow.*--tile 1024"):
+        segmenter.segment(np.zeros((10, 10, 3), np.uint8))
+
+
+def test_one_pixel(make_bundle: BundleMaker) -> None:
+    assert Segmenter(make_bundle(short_side_px=16)).segment(np.full((1, 1, 3), 200, np.uint8)).mask.tolist() == [[1]]
 
 
 def _damage(bundle: Path, how: str) -> None:

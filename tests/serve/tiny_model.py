@@ -31,11 +31,16 @@ def expected_mask(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def make_onnx(
     *,
     confidence: bool = False,
+    logits: bool = False,
     input_name: str = "image",
     offset: int = 0,
+    darkest: float = 100,
     metadata: dict[str, str] | None = None,
 ) -> bytes:
-    """Build the model with ``onnx.helper``; ``offset`` shifts the ids, to make an answer out of range."""
+    """Build the model with ``onnx.helper``; ``offset`` shifts the ids, to make an answer out of range.
+
+    ``darkest`` is how bright a pixel must be to be no background.
+    """
     nodes = [
         helper.make_node("Cast", [input_name], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["pixels", "weight"], ["product"]),
@@ -51,9 +56,12 @@ def make_onnx(
             helper.make_node("ReduceMax", ["probability", "last_axis"], ["confidence"], keepdims=0),
         ]
         outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["N", "H", "W"]))
+    if logits:
+        nodes.append(helper.make_node("Transpose", ["logits_nhwc"], ["logits"], perm=[0, 3, 1, 2]))
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4, "H", "W"]))
     constants = {
         "weight": WEIGHT,
-        "bias": BIAS,
+        "bias": np.array([darkest, 0, 0, 0], dtype=np.float32),
         "offset": np.array(offset, np.int64),
         "last_axis": np.array([-1], np.int64),
     }
@@ -69,15 +77,15 @@ def make_onnx(
     return bytes(model.SerializeToString())
 
 
-def make_manifest(short_side_px: int | None = None) -> Manifest:
+def make_manifest(short_side_px: int | None = None, *, seed: int = 0, classes: ClassSet = CLASSES) -> Manifest:
     return Manifest(
-        classes=CLASSES.to_json(),
+        classes=classes.to_json(),
         architecture=Architecture(
             backbone="none", output_stride=16, head_channels=1, head_dilations=(1,), classes_per_step=(4,)
         ),
         preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), short_side_px=short_side_px),
         method="hand-made",
-        seed=0,
+        seed=seed,
         created_at="2025-01-01T00:00:00Z",
     )
 

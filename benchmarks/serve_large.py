@@ -1,0 +1,138 @@
+"""A large tiled GeoTIFF: peak memory, agreement with whole-image inference, seams.
+
+    python -m benchmarks.serve_large --side 20000 [--onnx model.onnx]
+
+Without ``--onnx`` a ResNet-18 DeepLabV3 with random weights is exported; its masks are hardly structured, so give a
+trained model (with logits) for the seams. Agreement is measured with a network of small reach, on a crop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.record import write_record
+from cilseg_serve import Segmenter, SlidingWindow, segment_geotiff
+
+BLOCK_PX = 512
+
+
+def write_scene(path: Path, side: int) -> None:
+    """Write a tiled RGB GeoTIFF of blotches at several scales, block row by block row."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (side // 96 + 2, side // 96 + 2, 3), dtype=np.uint8)
+    profile = {"width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate"}
+    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_000_000, 0.5, 0.5)}
+    with rasterio.open(
+        path, "w", driver="GTiff", blockxsize=BLOCK_PX, blockysize=BLOCK_PX, BIGTIFF="YES", **profile, **place
+    ) as raster:
+        columns = np.arange(side) // 96
+        for top in range(0, side, BLOCK_PX):
+            rows = np.arange(top, min(top + BLOCK_PX, side)) // 96
+            band = coarse[rows[:, None], columns[None]]
+            band = band + rng.integers(0, 56, band.shape, dtype=np.uint8)
+            raster.write(band.transpose(2, 0, 1), window=((top, top + len(rows)), (0, side)))
+
+
+def run_large(onnx: Path, scene: Path, target: Path, tile_px: int, overlap_px: int, threads: int) -> None:
+    """Segment in this process and print what it took as JSON; started as a process of its own."""
+    window = SlidingWindow(Segmenter.from_onnx(onnx, threads=threads), tile_px=tile_px, overlap_px=overlap_px)
+    started = time.perf_counter()
+    segment_geotiff(window, scene, target)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak_kib / 1024}))
+
+
+def crop_of(scene: Path, side: int) -> npt.NDArray[np.uint8]:
+    import rasterio
+
+    with rasterio.open(scene) as raster:
+        values: npt.NDArray[np.uint8] = raster.read(window=((0, side), (0, side)))
+    return np.ascontiguousarray(values.transpose(1, 2, 0))
+
+
+def seam_ratio(mask: npt.NDArray[np.uint8], *, tile_px: int, overlap_px: int) -> float:
+    """Label changes per pixel pair within the overlaps, over those outside; both directions together."""
+    rates = []
+    for values in (mask, mask.T):
+        changes = (values[:, 1:] != values[:, :-1]).mean(axis=0)
+        position = np.arange(1, values.shape[1]) % (tile_px - overlap_px)
+        inside = (position < overlap_px) & (np.arange(1, values.shape[1]) >= tile_px - overlap_px)
+        rates.append((changes[inside].mean(), changes[~inside].mean()))
+    seams, interior = np.array(rates).mean(axis=0)
+    return float(seams / interior) if interior else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--crop", type=int, default=2048)
+    parser.add_argument("--tile", type=int, default=1024)
+    parser.add_argument("--overlap", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--name", default="serve_large")
+    parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run_large(*options.child, options.tile, options.overlap, options.threads)
+        return
+    from benchmarks.serve_models import export_deeplab, export_small_reach  # torch: not in the measured process
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        onnx = options.onnx or export_deeplab(work / "deeplab.onnx")
+        scene = work / "scene.tif"
+        write_scene(scene, options.side)
+        arguments = ["--tile", str(options.tile), "--overlap", str(options.overlap), "--threads", str(options.threads)]
+        child = ["--child", str(onnx), str(scene), str(work / "mask.tif")]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.serve_large", *arguments, *child], check=True, stdout=subprocess.PIPE
+        )
+        large = json.loads(done.stdout)
+        crop = crop_of(scene, min(options.crop, options.side))
+        rows = [{"what": "large", "side_px": options.side, **large}]
+        agreements = {}
+        for name, path in (("small reach", export_small_reach(work / "small.onnx")), ("deeplab", onnx)):
+            segmenter = Segmenter.from_onnx(path, threads=options.threads)
+            whole = segmenter.run_graph(crop[None], ("mask",))[0][0]
+            tiled = SlidingWindow(segmenter, tile_px=options.tile, overlap_px=options.overlap).segment(crop).mask
+            ratio = seam_ratio(tiled, tile_px=options.tile, overlap_px=options.overlap)
+            agreements[name] = float((whole == tiled).mean())
+            classes = len(np.unique(tiled))
+            row = {"what": name, "agreement": agreements[name], "seam_ratio": ratio, "classes_in_mask": classes}
+            rows.append(row)
+    summary = {
+        "peak_mib": round(large["peak_mib"], 1),
+        "agreement": round(agreements["small reach"], 6),
+        "agreement_deeplab": round(agreements["deeplab"], 6),
+        "seam_ratio": round(float(rows[-1]["seam_ratio"]), 3),
+    }
+    table = ["| what | result |", "|---|---|"]
+    table += [f"| {row['what']} | {', '.join(f'{k} {v}' for k, v in row.items() if k != 'what')} |" for row in rows]
+    model = "given" if options.onnx else "ResNet-18 DeepLabV3, random weights"
+    write_record(
+        options.name,
+        command=f"python -m benchmarks.serve_large --side {options.side}",
+        rows=rows,
+        summary=summary,
+        table=table,
+        note=f"Model: {model}; tiles of {options.tile} px, overlap {options.overlap} px, crop of {options.crop} px.",
+    )
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
