@@ -23,6 +23,10 @@ def command(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Run a model without a passed parity check.")
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", help="auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt."),
+    ] = "auto",
     registry: RegistryOption = None,
     json_: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -42,7 +46,7 @@ def command(
     from cilseg_serve.predict import predict_paths
     from cilseg_serve.segmenter import Segmenter
 
-    segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified)
+    segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified, backend=backend)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, TextColumn("{task.description}", markup=False), console=progress_console(quiet=quiet)

@@ -15,6 +15,7 @@ from cilseg.data.source import Source
 from cilseg.errors import FaultCollector, InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.backend_parity import check_backends
 from cilseg.update.bundle import model_of
 from cilseg.update.gate_set import open_gate_set
 from cilseg_serve.images import read_image
@@ -69,7 +70,7 @@ def export_version(
     version = registry.resolve(ref)
     manifest = version.manifest
     graph = InferenceGraph(model_of(version), manifest.preprocessing, outputs=outputs).eval()
-    names, pictures = _images(version, images)
+    names, pictures = parity_images(version, images)
     prepared = [prepare(picture, manifest.preprocessing) for picture in pictures]
     with tempfile.TemporaryDirectory(prefix="cilseg-export-") as temporary:
         path = Path(temporary) / MODEL_FILE
@@ -88,14 +89,23 @@ def export_version(
             MODEL_FILE,
             path,
             kind="onnx",
-            metadata={"parity": {**parity, "report_sha256": written.sha256}, "export": record.to_json()},
+            metadata={
+                "parity": {**parity, "report_sha256": written.sha256},
+                "backends": check_backends(graph, path, prepared, ids=names),
+                "export": record.to_json(),
+            },
         )
         if copy_to is not None:
             write_file_atomically(copy_to, path.read_bytes())
     return ExportResult(version, attachment, parity)
 
 
-def _images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
+def parity_images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
+    """Return names and pictures for a parity check: those of ``files``, or some of the version's gate set.
+
+    Raises:
+        InputError: files that cannot be read (all are named), or no gate set.
+    """
     if files:
         pictures, faults = [], FaultCollector("Images of the check")
         for file in files:
