@@ -70,7 +70,7 @@ def export_version(
     version = registry.resolve(ref)
     manifest = version.manifest
     graph = InferenceGraph(model_of(version), manifest.preprocessing, outputs=outputs).eval()
-    names, pictures = parity_images(version, images)
+    names, pictures = _images(version, images)
     prepared = [prepare(picture, manifest.preprocessing) for picture in pictures]
     with tempfile.TemporaryDirectory(prefix="cilseg-export-") as temporary:
         path = Path(temporary) / MODEL_FILE
@@ -100,12 +100,7 @@ def export_version(
     return ExportResult(version, attachment, parity)
 
 
-def parity_images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
-    """Return names and pictures for a parity check: those of ``files``, or some of the version's gate set.
-
-    Raises:
-        InputError: files that cannot be read (all are named), or no gate set.
-    """
+def _images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
     if files:
         pictures, faults = [], FaultCollector("Images of the check")
         for file in files:

@@ -14,8 +14,9 @@ from cilseg.bundle import hash_file
 from cilseg.errors import CilsegError, MissingDependencyError, NotFoundError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.backend_parity import parity_images
 from cilseg.update.bundle import model_of
-from cilseg.update.export import MODEL_FILE, export_version, parity_images
+from cilseg.update.export import MODEL_FILE, export_version
 from cilseg_serve.preprocessing import prepare
 
 KIND = "tensorrt"
