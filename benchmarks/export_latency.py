@@ -31,6 +31,7 @@ from benchmarks.tail_forms import tail_forms
 from cilseg.bench.latency import TORCH, Candidate, LatencyRow, time_candidates, torch_graph_candidate
 
 SIDE_PX = 512
+NETWORKS = ("resnet18", "mobilenetv2")
 OURS = ("onnxruntime", "openvino")
 FLOAT, INT8 = "float32", "int8"
 
@@ -58,19 +59,21 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="random weights, quantised by onnxruntime alone")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", type=int, default=SIDE_PX, help="smaller, to try the benchmark")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--name", default="export_latency")
     args = parser.parse_args()
-    if not args.untrained and not (args.resnet18 and args.mobilenetv2):
+    if not args.untrained and not all(getattr(args, name) for name in args.networks):
         parser.error("give --resnet18 and --mobilenetv2, or --untrained")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows: list[dict[str, Any]] = []
     summary: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in ("resnet18", "mobilenetv2"):
+        for name in args.networks:
             if args.untrained:
-                network = untrained(name, Path(temporary) / name)
+                network = untrained(name, Path(temporary) / name, args.side)
             else:
-                network = trained(name, args.registry, getattr(args, name))
+                network = trained(name, args.registry, getattr(args, name), args.side)
             measured = measure(network, Path(temporary), pairs=args.pairs, threads=args.threads)
             prefix = "" if name == "resnet18" else f"{name}_"
             summary |= {f"{prefix}{k}": v for k, v in figures(measured).items()}
@@ -92,8 +95,8 @@ def main() -> None:
         rows=rows,
         summary=summary,
         table=table,
-        note=f"{args.pairs} interleaved calls of every row after 3 to warm up, {args.threads} threads, {SIDE_PX} x "
-        f"{SIDE_PX}, batch 1, from the decoded image to the mask."
+        note=f"{args.pairs} interleaved calls of every row after 3 to warm up, {args.threads} threads, {args.side} x "
+        f"{args.side}, batch 1, from the decoded image to the mask."
         + (" Untrained networks: only to try the benchmark." if args.untrained else ""),
     )
     print("\n".join([*table, "", *(f"{k}: {v}" for k, v in summary.items())]))
@@ -123,8 +126,8 @@ def _candidates(network: Network, folder: Path, threads: int) -> Iterator[tuple[
         forms = tail_forms(
             onnx.load(network.files[INT8]),
             n_classes=network.n_classes,
-            height=SIDE_PX,
-            width=SIDE_PX,
+            height=network.picture.shape[0],
+            width=network.picture.shape[1],
             stride=network.stride,
         )
         for index, (form, model) in enumerate(forms.items()):
@@ -186,7 +189,7 @@ def figures(measured: list[tuple[str, LatencyRow]]) -> dict[str, float | None]:
     }
 
 
-def trained(name: str, registry: str | None, ref: str) -> Network:
+def trained(name: str, registry: str | None, ref: str, side_px: int) -> Network:
     """Return a version with its exported files and a picture of its gate set."""
     from PIL import Image
 
@@ -208,7 +211,7 @@ def trained(name: str, registry: str | None, ref: str) -> Network:
             path = opened.attachment(version, file_name).path
             precision = precision_of(metadata_props(path.read_bytes()))
             files[precision], counts[precision] = path, verified_backends(attachment.metadata)
-    picture = Image.fromarray(open_gate_set(gate_set).image(0)).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(open_gate_set(gate_set).image(0)).resize((side_px, side_px), Image.Resampling.BILINEAR)
     return Network(
         name=name,
         model=model_of(version),
@@ -221,7 +224,7 @@ def trained(name: str, registry: str | None, ref: str) -> Network:
     )
 
 
-def untrained(name: str, folder: Path) -> Network:
+def untrained(name: str, folder: Path, side_px: int) -> Network:
     """Return a network with random weights and files of it: for trying the benchmark, not for figures."""
     import onnxruntime.quantization as quantization
     import torch
@@ -240,7 +243,7 @@ def untrained(name: str, folder: Path) -> Network:
     config = ModelConfig.model_validate({"backbone": backbone, "output_stride": 16, "weights": "none"})
     model = new_model(config, classes, seed=0)
     coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    picture = np.array(Image.fromarray(coarse).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC))
+    picture = np.array(Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC))
     with torch.no_grad():  # running statistics that fit, so that activations are neither zero nor huge
         model.train()
         for _ in range(2):

@@ -236,7 +236,7 @@ class TensorRtBackend:
             self._cuda.free(device)
             raise
         memory = (ctypes.c_uint8 * size_bytes).from_address(pinned)
-        return _Tensor(name, device, pinned, np.frombuffer(memory, dtype=dtype).reshape(shape))
+        return _Tensor(name, device, pinned, np.ctypeslib.as_array(memory).view(dtype).reshape(shape))
 
     def _free(self, tensor: _Tensor) -> None:
         self._cuda.free(tensor.device)
