@@ -197,7 +197,8 @@ def torch_graph_candidate(model: Any, preprocessing: Any, *, threads: int) -> Ca
     from cilseg.models.inference import InferenceGraph
 
     torch.set_num_threads(threads)
-    graph = InferenceGraph(model, preprocessing).eval().to(memory_format=torch.channels_last)
+    graph = InferenceGraph(model, preprocessing).eval()
+    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def answer(batch: Array) -> Array:
         with torch.inference_mode():

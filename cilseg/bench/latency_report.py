@@ -34,7 +34,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def table_rows(rows: Sequence[LatencyRow]) -> tuple[list[str], list[tuple[object, ...]]]:
     """Return columns and lines of the table, the fastest first within a size and batch."""
     columns = ["backend", "precision", "size", "batch", "p10 ms", "median", "p90", "img/s", "over torch", "MiB", "mIoU"]
-    lines = []
+    lines: list[tuple[object, ...]] = []
     for row in sorted(rows, key=lambda r: (r.height * r.width, r.batch, r.median_ms)):
         lines.append(
             (

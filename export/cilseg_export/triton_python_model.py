@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 # The interpreter inside the backend does not read PYTHONPATH by itself; it goes first, as usual.
 sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
@@ -23,7 +24,7 @@ MODEL_FILE = "model.onnx"
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load the model; called once per instance."""
         config = json.loads(args["model_config"])
         options = onnxruntime.SessionOptions()
@@ -35,13 +36,13 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._outputs = [output["name"] for output in config["output"]]
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests, in order."""
         images = [pb_utils.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
-        by_size = {}
+        by_size: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(image.shape[1:], []).append(index)
-        responses = [None] * len(requests)
+        responses: list[Any] = [None] * len(requests)
         for members in by_size.values():
             try:
                 answers = self._session.run(self._outputs, {"image": np.concatenate([images[i] for i in members])})
