@@ -46,7 +46,7 @@ unit: install
 readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py
 
-test-systems: install  ## Tests against a real PostgreSQL, S3 server and headless Chromium (apt-get install postgresql chromium)
+test-systems: install  ## Tests against a real PostgreSQL, S3 server, Triton and headless Chromium (apt-get install postgresql chromium)
 	$(BIN)/python -m pip install --quiet --constraint constraints/ci.txt --editable '.[train,export,cpu,openvino,serve,geo,postgres,s3,ray,dev]'
 	$(BIN)/pytest -q -m systems
 

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cilseg.cli.common import JsonFlag, QuietFlag, log_to_stderr, print_json, print_table, resumable, stderr_console
+from cilseg.cli.common import (
+    JsonFlag,
+    QuietFlag,
+    RegistryOption,
+    log_to_stderr,
+    open_registry,
+    print_json,
+    print_table,
+    resumable,
+    stderr_console,
+)
 from cilseg.cli.options import SetOption
 
 if TYPE_CHECKING:
     from cilseg.bench.protocol import OpenProtocol
 
 app = typer.Typer(
-    help="Measure methods against each other.",
+    help="Measure methods and runtimes against each other.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -146,4 +156,65 @@ def _check(opened: OpenProtocol, *, jobs: int | None, json_: bool) -> None:
     )
 
 
+def latency(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="Version to measure; default: the served one.")
+    ] = None,
+    backends: Annotated[
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="Only these runtimes (and torch-eager). Repeatable."),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="WxH", help="Picture size (default: 512x512). Repeatable.")
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Pictures per call (default: 1). Repeatable.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls of every row.")] = 50,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every runtime.")] = 1,
+    images: Annotated[int, typer.Option("--images", min=0, help="Gate images for the mIoU; 0 leaves it out.")] = 50,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Also read the peak memory.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of latency.json and latency.svg.")
+    ] = None,
+    registry: RegistryOption = None,
+    json_: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure how fast the exported files of a version answer on this machine, and how well.
+
+    Times are end to end, from the decoded image to the mask. Rows whose file did not pass its parity check on that
+    runtime are marked and do not count.
+
+    Examples:
+
+      cilseg bench latency animals:2 --threads 2
+
+      cilseg bench latency --size 512x512 --size 1024x512 --batch 1 --batch 4 -o latency
+    """
+    from cilseg.bench.latency import LatencyRequest, measure_version
+    from cilseg.bench.latency_report import parse_size, table_rows, write_report
+
+    console = stderr_console(quiet=quiet)
+    request = LatencyRequest(
+        sizes=tuple(parse_size(text) for text in sizes or ["512x512"]),
+        batches=tuple(batches or [1]),
+        backends=tuple(backends or ()),
+        repeats=repeats,
+        threads=threads,
+        images=images,
+        memory=memory,
+    )
+    version, rows = measure_version(open_registry(registry), ref, request, say=console.print)
+    folder = out or Path(f"latency-{version.name}-{version.number}")
+    payload = write_report(version, rows, request, folder)
+    if json_:
+        print_json(payload)
+        return
+    columns, lines = table_rows(rows)
+    print_table(columns, lines, title=f"{version.ref}, {threads} threads", right=dict.fromkeys(columns[3:], True))
+    console.print(f"Written: {folder / 'latency.json'} and {folder / 'latency.svg'}")
+
+
 app.command("protocol")(protocol)
+app.command("latency")(latency)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 from cilseg.cli.common import JsonFlag, print_json, print_table
 
 
@@ -34,6 +36,11 @@ def command(json_: JsonFlag = False) -> None:
         rows["onnxruntime"] = f"{onnxruntime.__version__} ({', '.join(onnxruntime.get_available_providers())})"
     except ImportError:
         rows["onnxruntime"] = "not installed; pip install 'cilseg[cpu]' or 'cilseg[gpu]'"
+    for package in ("openvino", "tensorrt"):
+        try:
+            rows[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            rows[package] = f"not installed; pip install 'cilseg[{package}]'"
     if json_:
         print_json(rows)
     else:

@@ -46,6 +46,8 @@ _EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
     "psycopg": "postgres",
     "fsspec": "s3",
     "s3fs": "s3",

@@ -61,6 +61,10 @@ def command(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Run a model without a passed parity check.")
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", help="auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt."),
+    ] = "auto",
     registry: RegistryOption = None,
     json_: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -94,8 +98,8 @@ def command(
     if engine is EngineName.RAY:
         from cilseg_serve.ray_engine import RayEngine
 
-        runs_on = RayEngine(registry=registry, workers=workers, allow_unverified=allow_unverified)
-    segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified)
+        runs_on = RayEngine(registry=registry, workers=workers, allow_unverified=allow_unverified, backend=backend)
+    segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified, backend=backend)
     window = None if tile is None else SlidingWindow(segmenter, tile_px=tile, overlap_px=overlap)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(

@@ -15,6 +15,7 @@ from cilseg.data.source import Source
 from cilseg.errors import FaultCollector, InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.backend_parity import check_backends
 from cilseg.update.bundle import model_of
 from cilseg.update.gate_set import open_gate_set
 from cilseg_serve.images import read_image
@@ -88,7 +89,11 @@ def export_version(
             MODEL_FILE,
             path,
             kind="onnx",
-            metadata={"parity": {**parity, "report_sha256": written.sha256}, "export": record.to_json()},
+            metadata={
+                "parity": {**parity, "report_sha256": written.sha256},
+                "backends": check_backends(graph, path, prepared, ids=names),
+                "export": record.to_json(),
+            },
         )
         if copy_to is not None:
             write_file_atomically(copy_to, path.read_bytes())

@@ -1,4 +1,4 @@
-"""The one interface behind which every runtime stands, and its first implementation: onnxruntime on the CPU."""
+"""What the parity check needs of a runtime: onnxruntime on the CPU, and every backend of the serving side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cilseg.errors import ArtifactError, MissingDependencyError, NotFoundError
+from cilseg_serve.backends.base import Backend
 
 
 class Runtime(Protocol):
@@ -84,3 +85,32 @@ class OnnxRuntime:
         except Exception as exc:  # as above
             raise ArtifactError(f"onnxruntime failed on images of shape {images.shape}: {exc}") from exc
         return dict(zip(names, answers, strict=True))
+
+
+class BackendRuntime:
+    """Any backend of the serving side (``cilseg_serve.backends``) as a runtime of the parity check."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._backend.outputs
+
+    @property
+    def description(self) -> dict[str, str]:
+        info = self._backend.describe()
+        return {
+            "runtime": info.backend,
+            "version": info.version,
+            "device": info.device,
+            "precision": f"{info.precision} ({info.arithmetic})",
+        }
+
+    def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """Answer ``(N, H, W, 3)`` uint8 RGB.
+
+        Raises:
+            CilsegError: the backend fails on this input.
+        """
+        return self._backend.run(images)

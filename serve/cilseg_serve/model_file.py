@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilseg.bundle import MANIFEST
 from cilseg.errors import ArtifactError, InputError, NotFoundError, ParityError
+from cilseg_serve.backends.base import ONNXRUNTIME, TENSORRT
+from cilseg_serve.backends.engine_file import find_engine
 
 if TYPE_CHECKING:
     from cilseg.registry import Registry
@@ -45,6 +48,23 @@ def locate(source: str | Path | None, registry: Registry | str | Path | None) ->
     return version.path, version.ref, version.digest
 
 
+def read_for_backend(
+    directory: Path, name: str, *, backend: str, digest: str, allow_unverified: bool = False
+) -> tuple[bytes | Path, frozenset[str]]:
+    """Return the model that ``backend`` runs (the engine's path for TensorRT), and where it passed its parity check.
+
+    Raises:
+        as :func:`read_model`; NotFoundError also when there is no TensorRT engine.
+    """
+    if backend == TENSORRT:
+        path = find_engine(directory / ATTACHMENTS, name)
+        record = _read_checked(path, name, digest=digest, allow_unverified=allow_unverified)[1]
+        return path, frozenset({TENSORRT}) if _passed(record.get("parity")) else frozenset()
+    path = directory / ATTACHMENTS / MODEL_FILE
+    data, record = _read_checked(path, name, digest=digest, allow_unverified=allow_unverified)
+    return data, verified_backends(record)
+
+
 def read_model(directory: Path, name: str, *, digest: str, allow_unverified: bool = False) -> bytes:
     """Return the bytes of ``attachments/model.onnx``: those that were hashed are those that will run.
 
@@ -59,7 +79,28 @@ def read_model(directory: Path, name: str, *, digest: str, allow_unverified: boo
         ArtifactError: no readable sidecar, a hash that differs, or a model of another version.
         ParityError: the parity check is missing or failed.
     """
-    path = directory / ATTACHMENTS / MODEL_FILE
+    return _read_checked(directory / ATTACHMENTS / MODEL_FILE, name, digest=digest, allow_unverified=allow_unverified)[
+        0
+    ]
+
+
+def verified_backends(metadata: Mapping[str, Any]) -> frozenset[str]:
+    """Return the backends on which the model with this record passed its parity check.
+
+    ``parity.runtime`` names the first, ``backends`` holds the verdicts of the others. A record that names none is of
+    onnxruntime.
+    """
+    others = metadata.get("backends")
+    found = {str(n) for n, verdict in (others if isinstance(others, dict) else {}).items() if _passed(verdict)}
+    parity = metadata.get("parity")
+    if isinstance(parity, dict) and _passed(parity):
+        runtime = parity.get("runtime")
+        found.add(str(runtime.get("runtime", ONNXRUNTIME)) if isinstance(runtime, dict) else ONNXRUNTIME)
+    return frozenset(found)
+
+
+def _read_checked(path: Path, name: str, *, digest: str, allow_unverified: bool) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes of an attachment, hashed and checked against its sidecar, and the sidecar's metadata."""
     data, actual, expected = b"", "", ""
     # The model may be replaced between the two reads; its sidecar announces the new one under "next" meanwhile.
     for _ in range(_READ_ATTEMPTS):
@@ -74,9 +115,9 @@ def read_model(directory: Path, name: str, *, digest: str, allow_unverified: boo
         expected = entries[0]["sha256"]
         for entry in entries:
             if entry["sha256"] == actual:
-                _check_version(entry["version_digest"], name, digest)
+                _check_version(entry["version_digest"], name, digest, path.name)
                 _check_parity(entry["metadata"].get("parity"), name, allow_unverified=allow_unverified)
-                return data
+                return data, entry["metadata"]
     raise ArtifactError(
         f"{name}: {path} is damaged: {len(data)} bytes with sha256:{actual[:12]}..., expected "
         f"sha256:{expected[:12]}.... {_AGAIN}"
@@ -102,15 +143,19 @@ def _read_sidecar(path: Path, name: str) -> list[dict[str, Any]]:
         raise ArtifactError(f"{name}: {path} cannot be read ({exc!r}). {_AGAIN}") from exc
 
 
-def _check_version(recorded: str, name: str, digest: str) -> None:
+def _check_version(recorded: str, name: str, digest: str, file_name: str) -> None:
     if recorded != digest:
         raise ArtifactError(
-            f"{name}: {MODEL_FILE} was exported from version {recorded[:19]}..., this one is {digest[:19]}.... {_AGAIN}"
+            f"{name}: {file_name} was exported from version {recorded[:19]}..., this one is {digest[:19]}.... {_AGAIN}"
         )
 
 
+def _passed(parity: Any) -> bool:
+    return isinstance(parity, dict) and parity.get("passed") is True
+
+
 def _check_parity(parity: Any, name: str, *, allow_unverified: bool) -> None:
-    if isinstance(parity, dict) and parity.get("passed") is True:
+    if _passed(parity):
         return
     state = "failed" if isinstance(parity, dict) and parity.get("passed") is False else "is not on record"
     if not allow_unverified:

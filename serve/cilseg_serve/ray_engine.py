@@ -28,11 +28,13 @@ class RayEngine:
         registry: where workers look the model up; ``None``: as in :class:`~cilseg_serve.Segmenter`.
         workers: models that run at one time, each on one core and with one thread.
         allow_unverified: as in :class:`~cilseg_serve.Segmenter`.
+        backend: likewise.
     """
 
     registry: str | Path | None = None
     workers: int = 2
     allow_unverified: bool = False
+    backend: str = "auto"
 
     def run(self, job: Job, items: Sequence[Item]) -> Iterator[Row]:
         """Do all items and give their rows as they are done, in any order.
@@ -69,6 +71,7 @@ class RayEngine:
             "model": _absolute(job.segmenter.name),
             "registry": self._registry(),
             "allow_unverified": self.allow_unverified,
+            "backend": self.backend,
             "digest": job.segmenter.digest,
             "target": str(job.target.absolute()),
             "options": asdict(job.options),
@@ -89,7 +92,11 @@ class _Worker:
         from cilseg_serve.sliding_window import SlidingWindow
 
         segmenter = Segmenter(
-            plan["model"], registry=plan["registry"], threads=1, allow_unverified=plan["allow_unverified"]
+            plan["model"],
+            registry=plan["registry"],
+            threads=1,
+            allow_unverified=plan["allow_unverified"],
+            backend=plan["backend"],
         )
         if segmenter.digest != plan["digest"]:
             raise CilsegError(f"{plan['model']} is {segmenter.digest} on a worker, {plan['digest']} on the caller.")

@@ -1,4 +1,4 @@
-"""The embedded runtime: load an exported model, answer with masks. onnxruntime only, no torch."""
+"""The embedded runtime: load an exported model, answer with masks. No torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from pydantic import ValidationError
 
 from cilseg.bundle import MANIFEST, Preprocessing, read_manifest
 from cilseg.classes import ClassSet
-from cilseg.errors import ArtifactError, CilsegError, InputError, MissingDependencyError, NotFoundError
+from cilseg.errors import ArtifactError, InputError, NotFoundError
+from cilseg_serve.backends.base import EMBEDDED_MANIFEST, Backend, BackendInfo
+from cilseg_serve.backends.opening import check_backend, open_session
 from cilseg_serve.images import ImageLike, as_rgb_array
-from cilseg_serve.model_file import locate, read_model
+from cilseg_serve.model_file import locate, read_for_backend
 from cilseg_serve.preprocessing import prepare, restore_mask
 from cilseg_serve.segmentation import Segmentation
 
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from cilseg.registry import Registry
 
 _T = TypeVar("_T")
-EMBEDDED_MANIFEST = "cilseg.manifest"
-"""Key of the ONNX metadata that holds ``{"classes": [...], "preprocessing": {...}}`` as JSON."""
-PROVIDERS = ("CPUExecutionProvider",)
 MAX_RUN_PIXELS = 4_000_000
 """Images of one size share a run up to this many pixels; it bounds the memory that the activations take."""
 MAX_WHOLE_PIXELS = 25_000_000
@@ -44,22 +43,22 @@ class Segmenter:
             ``None`` is the only model in the registry.
         registry: registry, or its folder or URL, in which references are looked up; ``None``: ``$CILSEG_REGISTRY``
             or ``./cilseg-registry``.
-        threads: threads of one inference; ``None`` leaves the number to onnxruntime (one per core).
+        threads: threads of one inference; ``None`` leaves the number to the runtime.
         allow_unverified: run a model whose parity check is missing or failed, with a warning.
+        backend: runtime, one of ``backends.base.BACKENDS``; ``auto`` takes the fastest one here on which the model
+            passed its parity check.
 
     Attributes:
         class_set: classes of the model; position = id in masks.
         preprocessing: what happens between image and network.
         name: the reference or path it was loaded from.
         digest: ``sha256:...`` of the version's manifest, ``None`` for a bare ONNX file.
-        has_confidence: whether the model was exported with its confidence output.
-        has_logits: whether it was exported with its logits, which :class:`~cilseg_serve.SlidingWindow` blends.
 
     Raises:
         NotFoundError: no such directory, reference or exported model.
         ArtifactError: hash, lineage or graph contract violated.
         ParityError: no passed parity check.
-        MissingDependencyError: onnxruntime is not installed.
+        MissingDependencyError: the runtime is not installed.
 
     Example:
         >>> segmenter = Segmenter("animals@production")        # doctest: +SKIP
@@ -71,8 +70,7 @@ class Segmenter:
     preprocessing: Preprocessing
     name: str
     digest: str | None
-    has_confidence: bool
-    has_logits: bool
+    _session: Backend
 
     def __init__(
         self,
@@ -81,7 +79,9 @@ class Segmenter:
         registry: Registry | str | Path | None = None,
         threads: int | None = None,
         allow_unverified: bool = False,
+        backend: str = "auto",
     ) -> None:
+        check_backend(backend)
         directory, self.name, expected_digest = locate(source, registry)
         manifest = read_manifest(directory)
         self.digest = manifest.digest
@@ -90,10 +90,19 @@ class Segmenter:
                 f"{directory / MANIFEST} has digest {self.digest[:19]}..., the registry recorded "
                 f"{expected_digest[:19]}...: it was changed. Restore the store from its backup, or register again."
             )
-        model = read_model(directory, self.name, digest=self.digest, allow_unverified=allow_unverified)
+        model, verified = read_for_backend(
+            directory, self.name, backend=backend, digest=self.digest, allow_unverified=allow_unverified
+        )
         self.class_set = manifest.class_set
         self.preprocessing = manifest.preprocessing
-        self._start(model, threads)
+        self._session = open_session(
+            model,
+            backend=backend,
+            name=self.name,
+            threads=threads,
+            verified=verified,
+            allow_unverified=allow_unverified,
+        )
 
     @classmethod
     def from_onnx(
@@ -103,8 +112,9 @@ class Segmenter:
         class_set: ClassSet | None = None,
         preprocessing: Preprocessing | None = None,
         threads: int | None = None,
+        backend: str = "auto",
     ) -> Segmenter:
-        """Load a bare ONNX file that obeys the graph contract; neither hash nor parity is checked.
+        """Load a bare ONNX file (or TensorRT engine with its sidecar) of the graph contract; parity is not checked.
 
         Classes and preprocessing come from the file's own metadata (key ``cilseg.manifest``) unless given.
 
@@ -112,14 +122,14 @@ class Segmenter:
             NotFoundError: no such file.
             InputError: the file names no classes or preprocessing and none were given.
             ArtifactError: no ONNX model, or not of the graph contract.
-            MissingDependencyError: onnxruntime is not installed.
+            MissingDependencyError: the runtime is not installed.
         """
         file = Path(path)
         if not file.is_file():
             raise NotFoundError(f"{file}: no such ONNX file. Write one with: cilseg export REF")
         self = cls.__new__(cls)
         self.name, self.digest = str(file), None
-        self._start(file, threads)
+        self._session = open_session(file, backend=backend, name=self.name, threads=threads)
         if class_set is None or preprocessing is None:
             embedded_classes, embedded_preprocessing = _embedded_manifest(self._session, file)
             class_set = class_set or embedded_classes
@@ -127,14 +137,23 @@ class Segmenter:
         self.class_set, self.preprocessing = class_set, preprocessing
         return self
 
-    def _start(self, model: bytes | Path, threads: int | None) -> None:
-        self._session = _open_session(model, self.name, threads)
-        outputs = {o.name for o in self._session.get_outputs()}
-        self.has_confidence, self.has_logits = "confidence" in outputs, "logits" in outputs
-        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the model was exported with its confidence output."""
+        return "confidence" in self._session.outputs
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether it was exported with its logits, which :class:`~cilseg_serve.SlidingWindow` blends."""
+        return "logits" in self._session.outputs
+
+    @property
+    def backend(self) -> BackendInfo:
+        """What runs the model."""
+        return self._session.describe()
 
     def __repr__(self) -> str:
-        return f"Segmenter({self.name!r}, classes={list(self.class_set.names)}, providers={list(self.providers)})"
+        return f"Segmenter({self.name!r}, classes={list(self.class_set.names)}, backend={self.backend.backend!r})"
 
     def segment(self, image: ImageLike, *, confidence: bool = False) -> Segmentation:
         """Segment one image (path, Pillow image, or ``(H, W, 3)`` uint8 RGB array), mask at the image's own size.
@@ -142,7 +161,7 @@ class Segmenter:
         Raises:
             InputError: the image cannot be read or is too large for one piece, or ``confidence`` is asked of a model
                 exported without it.
-            CilsegError: onnxruntime failed, for example out of memory.
+            CilsegError: the runtime failed, for example out of memory.
         """
         return self.segment_batch([image], confidence=confidence)[0]
 
@@ -151,7 +170,7 @@ class Segmenter:
 
         Raises:
             InputError: an image cannot be used (nothing is computed then), or see :meth:`segment`.
-            CilsegError: onnxruntime failed.
+            CilsegError: the runtime failed.
         """
         if confidence and not self.has_confidence:
             raise InputError(
@@ -195,15 +214,10 @@ class Segmenter:
 
         Raises:
             ArtifactError: ids or shapes that the class set does not have.
-            CilsegError: onnxruntime failed.
+            CilsegError: the runtime failed.
         """
-        try:
-            answers: list[npt.NDArray[Any]] = self._session.run(list(outputs), {"image": batch})
-        except Exception as exc:  # onnxruntime has no common base class for its errors
-            raise CilsegError(
-                f"{self.name}: onnxruntime failed on {len(batch)} image(s) of {batch.shape[2]} x {batch.shape[1]} px "
-                f"({exc}). Try smaller images, or export the model again."
-            ) from exc
+        found = self._session.run(batch, outputs)
+        answers = [found[name] for name in outputs]
         if "mask" in outputs:
             self._check_mask(answers[list(outputs).index("mask")], batch.shape[:3])
         return answers
@@ -245,47 +259,8 @@ class Segmenter:
         )
 
 
-def _open_session(model: bytes | Path, name: str, threads: int | None) -> Any:
-    """Start an onnxruntime session and check its providers and the graph contract."""
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is at least 1, got {threads}. Leave it out for one thread per core.")
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise MissingDependencyError(
-            f"Running models needs onnxruntime ({exc}). Install it with: pip install 'cilseg[cpu]'"
-        ) from exc
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=list(PROVIDERS)
-        )
-    except Exception as exc:  # onnxruntime has no common base class for its errors
-        raise ArtifactError(f"{name}: onnxruntime cannot load the model ({exc}). Export it again.") from exc
-    if list(session.get_providers()) != list(PROVIDERS):
-        raise CilsegError(
-            f"onnxruntime runs {name} on {session.get_providers()}, asked for {list(PROVIDERS)}. Install another build."
-        )
-    _check_contract(session, name)
-    return session
-
-
-def _check_contract(session: Any, name: str) -> None:
-    inputs = {i.name: (i.type, len(i.shape)) for i in session.get_inputs()}
-    outputs = {o.name: o.type for o in session.get_outputs()}
-    confidence_ok = outputs.get("confidence", "tensor(float)") == "tensor(float)"
-    if inputs != {"image": ("tensor(uint8)", 4)} or outputs.get("mask") != "tensor(uint8)" or not confidence_ok:
-        raise ArtifactError(
-            f"{name}: not a cilseg graph. Expected input image uint8 (N, H, W, 3) and output mask uint8 (N, H, W), "
-            f"got inputs {inputs} and outputs {outputs}. Export the model with: cilseg export REF"
-        )
-
-
-def _embedded_manifest(session: Any, file: Path) -> tuple[ClassSet, Preprocessing]:
-    text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED_MANIFEST)
+def _embedded_manifest(session: Backend, file: Path) -> tuple[ClassSet, Preprocessing]:
+    text = session.metadata.get(EMBEDDED_MANIFEST)
     if text is None:
         raise InputError(f"{file} does not name its classes. Pass class_set= and preprocessing=.")
     try:

@@ -44,7 +44,7 @@ def test_array_path_and_pillow_image_give_the_known_answer(
     assert result.present == ("red", "green", "blue")
     assert result.coverage["red"] == pytest.approx(16 * 8 / (24 * 30))
     assert result.confidence is None
-    assert segmenter.providers == ("CPUExecutionProvider",)
+    assert segmenter.backend.backend == "onnxruntime"
 
 
 def test_image_is_resized_for_the_network_and_the_mask_back(make_bundle: BundleMaker, color_image: Image8) -> None:

@@ -1,0 +1,92 @@
+"""The parity check on every further runtime that works here, so that serving may choose one of them."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cilseg.errors import CilsegError, FaultCollector, InputError, MissingDependencyError
+from cilseg.models.inference import InferenceGraph
+from cilseg.registry import Version
+from cilseg.update.gate_set import open_gate_set
+from cilseg_serve.backends.base import ONNXRUNTIME_CUDA, OPENVINO
+from cilseg_serve.images import read_image
+
+FURTHER = (OPENVINO, ONNXRUNTIME_CUDA)
+"""Runtimes of ONNX files beside onnxruntime on the CPU, where the export itself is checked."""
+
+N_IMAGES = 6
+
+_log = logging.getLogger(__name__)
+
+
+def check_backends(
+    graph: InferenceGraph,
+    model: Path,
+    images: Sequence[npt.NDArray[np.uint8]],
+    *,
+    ids: Sequence[str],
+    limits: Any = None,
+) -> dict[str, dict[str, Any]]:
+    """Return backend -> summary of its parity check, for those that are installed and start here.
+
+    A backend whose answers differ is recorded as failed and warned of; serving does not take it by itself. ``limits``
+    are those of the parity check.
+    """
+    from cilseg_export.parity import check_parity
+    from cilseg_export.runtime import BackendRuntime
+    from cilseg_serve.backends.opening import open_session
+
+    verdicts: dict[str, dict[str, Any]] = {}
+    for backend in FURTHER:
+        try:
+            session = open_session(model, backend=backend)
+        except MissingDependencyError:
+            continue
+        except CilsegError as exc:
+            _log.info("%s was not compared on %s: %s", model.name, backend, exc)
+            continue
+        with tempfile.TemporaryDirectory(prefix="cilseg-parity-") as folder:
+            report = check_parity(
+                graph, model, images, out_dir=Path(folder), ids=ids, limits=limits, runtime=BackendRuntime(session)
+            )
+        verdicts[backend] = report.summary()
+        if not report.passed:
+            _log.warning(
+                "%s answers differently from the trained model on %s: %s. It will not be chosen for this model.",
+                model.name,
+                backend,
+                "; ".join(report.worst.problems),
+            )
+    return verdicts
+
+
+def parity_images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
+    """Return names and pictures for a parity check: those of ``files``, or some of the version's gate set.
+
+    Raises:
+        InputError: files that cannot be read (all are named), or no gate set.
+    """
+    if files:
+        pictures, faults = [], FaultCollector("Images of the check")
+        for file in files:
+            try:
+                pictures.append(read_image(file))
+            except InputError as exc:
+                faults.add(str(exc))
+        faults.raise_if_any("Give images that can be read with --images, or none to take those of the gate set.")
+        return [f.name for f in files], pictures
+    if version.manifest.gate_set is None:
+        raise InputError(
+            f"{version.ref} records no gate set, so there are no images to check it with. Give some: --images a.jpg "
+            "--images b.jpg"
+        )
+    source = open_gate_set(version.manifest.gate_set)
+    rows = np.linspace(0, len(source) - 1, min(N_IMAGES, len(source))).round().astype(int).tolist()
+    return [source.ids[i] for i in rows], [source.image(i) for i in rows]
