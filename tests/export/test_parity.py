@@ -12,7 +12,8 @@ from export_stand_in import CLASSES, make_graph, make_image
 from PIL import Image
 
 from cilseg.errors import ArtifactError, InputError, ParityError
-from cilseg_export.comparison import ParityLimits, compare
+from cilseg_export.comparison import compare
+from cilseg_export.limits import ParityLimits
 from cilseg_export.parity import check_parity, parity_sizes
 from cilseg_export.runtime import OnnxRuntime
 from cilseg_export.torch_session import Reference
@@ -181,7 +182,7 @@ def test_tie_rule():
 
     def outcome():
         given = {"mask": mask}
-        return compare(image, _reference(margin), given=given, name="x", batch=1, limits=ParityLimits()).case
+        return compare(image[None], _reference(margin), given=given, name="x", limits=ParityLimits()).case
 
     case = outcome()
     assert (case.passed, case.differing, case.ties, case.tied_differing, case.agreement) == (True, 0, 5, 4, 1.0)
