@@ -19,7 +19,7 @@ from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
 from cilseg.update.bundle import model_of
 from cilseg.update.calibration import GateImages
-from cilseg.update.precision import CalibrationRequest, LowerPrecision, Pictures, float_model_of, model_file
+from cilseg.update.precision import CalibrationRequest, LowerPrecision, Pictures, float_model_of
 from cilseg_serve.images import read_image
 from cilseg_serve.preprocessing import prepare
 
@@ -60,8 +60,9 @@ class ExportResult:
         ]
         if accuracy := parity.get("accuracy"):
             lines.append(
-                f"{self.attachment.file_name} on {accuracy['images']} annotated images: mIoU {accuracy['miou_drop']:+.2f} "
-                f"points lower, at most {accuracy['worst_class_drop']:+.2f} in a class ({accuracy['worst_class']})."
+                f"{self.attachment.file_name} on {accuracy['images']} annotated images: mIoU "
+                f"{accuracy['miou_drop']:.2f} points lower, at most {accuracy['worst_class_drop']:.2f} in a class "
+                f"({accuracy['worst_class']})."
             )
         if int8 := self.attachment.metadata.get("int8"):
             kept = int8["kept_in_float"]

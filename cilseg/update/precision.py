@@ -69,7 +69,7 @@ class LowerPrecision:
         names, images = self.pictures(gate)
         path = out_dir / model_file("float16")
         record, half = convert_to_half(self.float_model.path, path, images)
-        report = self._judge(path, gate, (names, images), out_dir, self._accuracy(gate))
+        report = self._judge(path, (names, images), out_dir, self._accuracy(gate))
         return path, report, {"export": record.to_json(), "float16": half.to_json()}
 
     def int8(self, out_dir: Path, request: CalibrationRequest) -> tuple[Path, ParityReport, dict[str, Any]]:
@@ -105,7 +105,7 @@ class LowerPrecision:
         found = back_off(source, ranges, losses, judge, symmetric=request.symmetric)
         records.append(write_converted(found.model, source, path, precision="int8"))
         names, images = self.pictures(judges)
-        report = self._judge(path, judges, (names, images), out_dir, measure)
+        report = self._judge(path, (names, images), out_dir, measure)
         speed = measure_speedup(self.float_model.path, path, max(images, key=lambda image: image.size))
         if self.limits.min_speedup is not None and speed.factor < self.limits.min_speedup:
             _LOGGER.warning(
@@ -212,7 +212,6 @@ class LowerPrecision:
     def _judge(
         self,
         path: Path,
-        gate: GateImages | None,
         pictures: Pictures,
         out_dir: Path,
         measure: Callable[[Path], Accuracy | None],
@@ -253,7 +252,8 @@ def float_model_of(registry: Registry, version: Version) -> Attachment | None:
         )
     if not attachment.metadata.get("parity", {}).get("passed"):
         raise ArtifactError(
-            f"{name} of {version.ref} has no passed parity check on record. Export it again: cilseg export {version.ref}"
+            f"{name} of {version.ref} has no passed parity check on record. Export it again: cilseg export "
+            f"{version.ref}"
         )
     return attachment
 

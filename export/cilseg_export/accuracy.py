@@ -15,13 +15,13 @@ from cilseg_export.limits import ParityLimits
 from cilseg_serve.preprocessing import restore_mask
 
 Answer = Callable[[npt.NDArray[np.uint8]], Mapping[str, npt.NDArray[Any]]]
-"""Images ``(N, H, W, 3)`` uint8 -> outputs by name, ``mask`` ``(N, H, W)`` among them: ``Runtime.run`` of any runtime."""
+"""Images ``(N, H, W, 3)`` uint8 -> outputs by name, ``mask`` ``(N, H, W)`` among them: ``Runtime.run`` of any one."""
 Confusion = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedImage:
-    """An image as the network sees it ``(h, w, 3)``, and its truth ``(H, W)`` in class ids, 255 where nothing counts."""
+    """An image as the network sees it ``(h, w, 3)``, and its truth ``(H, W)`` in class ids, 255 what does not count."""
 
     name: str
     image: npt.NDArray[np.uint8]

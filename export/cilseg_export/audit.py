@@ -126,7 +126,7 @@ def _tensorrt_reason(node: Any, constants: Mapping[str, Any]) -> str:
         zero_point = constants[node.input[2]]
         if zero_point.data_type == onnx.TensorProto.UINT8 or np.any(onnx.numpy_helper.to_array(zero_point)):
             return "quantised with a zero point; export with --symmetric for TensorRT"
-    if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-        if constants[node.input[0]].data_type == onnx.TensorProto.INT32:
-            return "a bias in 32-bit integers; export with --symmetric for TensorRT"
+    bias = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    if bias is not None and bias.data_type == onnx.TensorProto.INT32:
+        return "a bias in 32-bit integers; export with --symmetric for TensorRT"
     return ""

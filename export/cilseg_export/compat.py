@@ -3,10 +3,10 @@
 Readers and what they do before the graph runs (the graph's input is the same in all three: RGB from 0 to 1):
 
 - Ultralytics divides by 255; names, stride, task, batch and imgsz are Python literals;
-- QGIS Deepness divides by 255, then applies ``standardization_mean`` and ``standardization_std`` (0 and 1 here), and reads
-  every value as JSON;
-- Intel ModelAPI takes BGR from 0 to 255: ``reverse_input_channels``, ``mean_values`` and ``scale_values`` (0 and 255 here)
-  bring it to the same; its labels leave out the background.
+- QGIS Deepness divides by 255, then applies ``standardization_mean`` and ``standardization_std`` (0 and 1 here), and
+  reads every value as JSON;
+- Intel ModelAPI takes BGR from 0 to 255: ``reverse_input_channels``, ``mean_values`` and ``scale_values`` (0 and 255
+  here) bring it to the same; its labels leave out the background.
 
 Normalisation with the network's own mean and deviation is inside. The input has a fixed size, as two of the three want.
 """
@@ -28,7 +28,6 @@ from cilseg.classes import ClassSet
 from cilseg.errors import ArtifactError, InputError
 from cilseg_export.metadata import GraphMetadata
 from cilseg_export.onnx_export import (
-    IR_VERSION,
     OPSET,
     ExportRecord,
     count_classes,
@@ -102,7 +101,7 @@ def export_compat(
 
 
 def dialects(class_set: ClassSet, *, stride: int, side_px: int) -> dict[str, str]:
-    """Return the metadata that Ultralytics, QGIS Deepness and Intel ModelAPI read, for a square input of ``side_px``."""
+    """Return what Ultralytics, QGIS Deepness and Intel ModelAPI read, for a square input of ``side_px``."""
     names = dict(enumerate(class_set.names))
     return {
         # Ultralytics: Python literals

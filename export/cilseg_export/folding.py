@@ -1,8 +1,8 @@
 """Fold batch norms that the exporter leaves over: those after a concatenation or a sum of convolutions.
 
-``norm(concat(conv_a(x), conv_b(x)))`` equals ``concat(conv_a'(x), conv_b'(x))`` and ``norm(conv_a(x) + conv_b(y))`` equals
-``conv_a'(x) + conv_b'(y)``, where each convolution takes its share of scale and shift into weights and bias. Integer
-convolutions then feed each other directly.
+``norm(concat(conv_a(x), conv_b(x)))`` equals ``concat(conv_a'(x), conv_b'(x))`` and ``norm(conv_a(x) + conv_b(y))``
+equals ``conv_a'(x) + conv_b'(y)``, where each convolution takes its share of scale and shift into weights and bias.
+Integer convolutions then feed each other directly.
 """
 
 from __future__ import annotations

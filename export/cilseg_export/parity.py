@@ -150,7 +150,7 @@ def _check_classes(session: TorchSession, metadata: GraphMetadata, onnx_path: Pa
 def _groups(
     images: Sequence[npt.NDArray[np.uint8]], names: Sequence[str], *, batches: Sequence[int]
 ) -> Iterator[tuple[list[_Sample], list[list[_Sample]]]]:
-    """Yield the images in groups, each with the larger batches that are made of it; the largest with the first alone."""
+    """Yield the images in groups, each with the larger batches made of it; the largest with the first group alone."""
     samples = [_Sample(name, image) for name, image in zip(names, images, strict=True)]
     usual, largest = [n for n in sorted(set(batches))[:-1] if n > 1], max(batches)
     step = max([*usual, 1])

@@ -1,4 +1,4 @@
-"""What lies beside a failed parity report: the file, the images of the worst comparison, and a script that asks again."""
+"""What lies beside a failed parity report: the file, the images of the worst comparison, a script that asks again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Float16: weights and activations of the layers; what is sensitive, or leaves the range on real images, stays float32.
+"""Float16: weights and activations of the layers; what is sensitive, or leaves the range on real images, stays float.
 
-Kept in float32 always: the stem (normalisation of bytes), the tail (classifiers, upsampling, arg-max, soft-max: its ties
-decide labels) and sums over many values (the pooled branch). The conversion itself is onnxruntime's
+Kept in float32 always: the stem (normalisation of bytes), the tail (classifiers, upsampling, arg-max, soft-max: its
+ties decide labels) and sums over many values (the pooled branch). The conversion itself is onnxruntime's
 (``onnxruntime.transformers.float16``). Input and outputs stay as in the graph contract.
 """
 

@@ -1,7 +1,7 @@
 """How much each layer loses when it alone is quantised.
 
-One graph with a switch per layer: ``x + switch * (q(x) - x)`` for its input and its weights, where ``q`` rounds to 8 bits
-and back. Each layer is switched on alone, and the scores of the pixels are compared with those of the float graph.
+One graph with a switch per layer: ``x + switch * (q(x) - x)`` for its input and its weights, where ``q`` rounds to 8
+bits and back. Each layer is switched on alone, and the scores of the pixels are compared with those of the float graph.
 """
 
 from __future__ import annotations
