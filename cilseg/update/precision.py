@@ -43,6 +43,8 @@ class CalibrationRequest:
     n_images: int = 32
     symmetric: bool = False
     """Signed activations without zero points and float biases, as TensorRT wants them."""
+    classes: tuple[str, ...] | None = None
+    """Classes that have to be shown; None: every one of the model."""
 
 
 def model_file(precision: Precision) -> str:
@@ -178,7 +180,9 @@ class LowerPrecision:
             lambda index: read_prepared(candidates.files[index], self.version),
         )
         most = max(1, len(candidates.files) // 2) if candidates.from_gate_set else request.n_images
-        rows = choose_images(shown, classes.foreground, n_images=min(request.n_images, most))
+        wanted = [n for n in classes.foreground if request.classes is None or n in request.classes]
+        shown = shown[:, [classes.id_of(name) - 1 for name in wanted]]
+        rows = choose_images(shown, wanted, n_images=min(request.n_images, most))
         return [candidates.files[row] for row in rows], candidates
 
     def _accuracy(self, gate: GateImages | None) -> Callable[[Path], Accuracy | None]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from export_stand_in import CLASSES, make_graph, make_image
 from PIL import Image
+from pydantic import ValidationError
 
 from cilseg.errors import ArtifactError, InputError, ParityError
 from cilseg_export.comparison import compare
@@ -50,12 +51,15 @@ def test_a_good_export_passes_alone_and_in_batches(exported, tmp_path):
         assert {(name, size, 1) for size in parity_sizes(*image.shape[:2])} <= cases
     for name in ("a.jpg", "b.jpg", "a.jpg (mirrored)"):
         assert {(name, size, 3) for size in parity_sizes(60, 80)} <= cases
-    assert len(report.cases) == 6 + 9
+    for turn in ("", " (mirrored)", " (upside down)"):
+        for name in ("a.jpg", "b.jpg"):
+            assert {(name + turn, size, 8) for size in parity_sizes(60, 80)} <= cases
+    assert len(report.cases) == 6 + 9 + 24
     assert all(c.differing == 0 and c.agreement == 1.0 and c.logit_error < 1e-5 for c in report.cases)
     written = json.loads(report.json_path.read_text(encoding="utf-8"))
     assert written["schema"] == "cilseg.parity/1"
     assert written["passed"] is True
-    assert written["summary"]["comparisons"] == len(written["cases"]) == 15
+    assert written["summary"]["comparisons"] == len(written["cases"]) == 39
     assert written["version"] == exported.manifest.digest
     assert written["artifact_sha256"] == exported.record.sha256
     assert written["summary"]["runtime"]["runtime"] == "onnxruntime"
@@ -105,7 +109,7 @@ def test_a_changed_bias_fails_with_exit_code_4_and_a_picture(exported, tmp_path)
 def test_a_runtime_that_mixes_up_the_images_of_a_batch_is_caught(exported, tmp_path):
     runtime = Meddling(exported.path, lambda out: {name: array[::-1] for name, array in out.items()})
     report = check_parity(exported.graph, exported.path, IMAGES, out_dir=tmp_path, runtime=runtime)
-    assert {c.batch for c in report.cases if not c.passed} == {3}
+    assert {c.batch for c in report.cases if not c.passed} == {3, 8}
     assert all(c.passed for c in report.cases if c.batch == 1)
 
 
@@ -156,7 +160,7 @@ def test_refused_before_anything_is_compared(exported, tmp_path):
         check_parity(exported.graph, exported.path, [IMAGES[0], IMAGES[1].astype(np.float32)], out_dir=out)
     with pytest.raises(InputError, match="training mode"):
         check_parity(make_graph().train(), exported.path, IMAGES, out_dir=out)
-    with pytest.raises(InputError, match="max_tied"):
+    with pytest.raises(ValidationError, match="max_tied"):
         ParityLimits(max_tied=float("nan"))
     assert not out.exists()
 

@@ -85,7 +85,8 @@ def back_off(
         if count == len(losses):
             raise ParityError(
                 f"INT8 stays outside its limits with all {len(losses)} layers in float: "
-                f"{'; '.join(trials[-1].problems)}. The limits leave no room for rounding: check them, and the annotated images."
+                f"{'; '.join(trials[-1].problems)}. The limits leave no room for rounding: check them, and "
+                "the annotated images."
             )
         failed, count = count, min(max(1, 2 * count), len(losses))
     while count - failed > 1:

@@ -1,6 +1,6 @@
 """Upsampling and arg-max of a mask in a fraction of the time, with the same answer.
 
-Between four neighbouring sites of the logits every pixel is a weighted mean of the four. Where the same class wins at all
+Between four neighbouring sites of the logits every pixel is a weighted mean of the four. Where one class wins at all
 four it wins at every pixel between them, so such a *cell* needs no upsampling at all; only cells on a border between
 classes are interpolated, and all classes of a pixel lie side by side in memory there. Shapes depend on the data then
 (``NonZero``), which processors run well and CUDA graphs cannot hold: TensorRT files keep the plain upsampling.
@@ -133,14 +133,16 @@ def _weights(factor: int) -> npt.NDArray[np.float32]:
 
 def _drop_idle(graph: Any) -> None:
     """Drop nodes, constants and value infos that lead to no output any more."""
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            kept.append(node)
-            needed.update(node.input)
+    producers = {output: node for node in graph.node for output in node.output}
+    waiting, needed = [output.name for output in graph.output], set[str]()
+    while waiting:  # quantisers leave nodes out of order
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += producers[name].input if name in producers else []
+    kept = [node for node in graph.node if needed & set(node.output)]
     del graph.node[:]
-    graph.node.extend(reversed(kept))
+    graph.node.extend(kept)
     for field in (graph.initializer, graph.value_info):
         used = [item for item in field if item.name in needed]
         del field[:]
