@@ -25,6 +25,8 @@ LARGEST: Final = 65504.0
 """The largest float16."""
 HEADROOM: Final = 4.0
 """Values on the images looked at stay below ``LARGEST / HEADROOM``, for the images that were not."""
+SMALLEST: Final = 2.0**-14
+"""The smallest float16 with all its digits. A layer whose largest weight is under 16 times that would lose some."""
 SENSITIVE = frozenset({"ReduceMean", "ReduceSum", "GlobalAveragePool", "Softmax", "Exp", "Pow", "Sqrt"})
 
 
@@ -91,6 +93,7 @@ def _kept(source: FloatGraph, largest: dict[str, float], *, blocked: frozenset[s
     }
     kept: dict[str, str] = {}
     for node in source.model.graph.node:
+        own = [weights[name] for name in node.input if name in weights]
         size = max((largest.get(name, weights.get(name, 0.0)) for name in (*node.input, *node.output)), default=0.0)
         if node.name in source.parts.stem:
             kept[node.name] = "before the first layer"
@@ -100,6 +103,8 @@ def _kept(source: FloatGraph, largest: dict[str, float], *, blocked: frozenset[s
             kept[node.name] = f"{node.op_type} is sensitive"
         elif not size <= limit:
             kept[node.name] = f"values up to {size:.4g}, float16 ends at {LARGEST:g} (kept from {limit:g} on)"
+        elif node.name in source.parts.layers and 0 < own[0] < 16 * SMALLEST:
+            kept[node.name] = f"weights up to {own[0]:.2g}, float16 loses digits under {SMALLEST:.2g}"
     return kept
 
 
