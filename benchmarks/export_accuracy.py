@@ -1,11 +1,11 @@
 """What lower precision costs in IoU: float16 and INT8 against float32, on trained models with their annotated images.
 
-    python -m benchmarks.export_accuracy REGISTRY REF [--row NAME REGISTRY REF]... [--calibration TAGS_OR_DIR]
+    python -m benchmarks.export_accuracy REGISTRY REF [--row REGISTRY REF]... [--calibration TAGS_OR_DIR]
 
-Each model is exported as ``cilseg export --precision`` does it: INT8 is calibrated on images that show every class, backs
-off layer by layer until the limits of ``configs/parity/default.yaml`` hold, and is judged on images of the version's gate
-set that did not calibrate. Classes that no image of the gate set shows (logits without a class behind them) are
-left out of the calibration's demand that every class be present, and of the figures. Nothing is attached.
+Each model is exported as ``cilseg export --precision`` does it: INT8 is calibrated on images that show every class,
+backs off layer by layer until the limits of ``configs/parity/default.yaml`` hold, and is judged on images of the
+version's gate set that did not calibrate. Classes that no image of the gate set shows (logits without a class behind
+them) are left out of the calibration's demand that every class be present, and of the figures. Nothing is attached.
 """
 
 from __future__ import annotations
@@ -111,7 +111,13 @@ def main() -> None:
 
 
 def _portable(words: list[str]) -> list[str]:
-    return [Path(word).name if "/" in word else word for word in words if word != "--note"]
+    """Return the arguments without folders of this machine and without the note, which stands in the result itself."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != "--note":
+            kept.append(Path(word).name if "/" in word else word)
+        skip = word == "--note"
+    return kept
 
 
 if __name__ == "__main__":

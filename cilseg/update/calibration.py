@@ -136,7 +136,7 @@ def presence(
 
     The model is asked no further once it has seen every unknown class on two images.
     """
-    shown = candidates.states == PRESENT
+    shown: npt.NDArray[np.bool_] = candidates.states == PRESENT
     unknown = candidates.states == UNKNOWN
     for index in range(len(shown)):
         missing = shown.sum(axis=0) < _LOOKED_AT

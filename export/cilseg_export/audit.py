@@ -7,7 +7,7 @@ arguments that our graphs use: modes of ``Resize``, zero points of quantised ten
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,7 +19,7 @@ from cilseg.errors import ArtifactError, FaultCollector
 
 Engine = Literal["tensorrt", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-_RESIZE = {
+_RESIZE: Mapping[str, Collection[bytes | int]] = {
     "mode": {b"nearest", b"linear"},
     "coordinate_transformation_mode": {
         b"half_pixel",

@@ -44,7 +44,9 @@ def _fold(graph: Any, norm: Any, producers: dict[str, Any], constants: dict[str,
     joint = producers.get(norm.input[0])
     if joint is None or joint.op_type not in ("Concat", "Add") or _uses(graph, joint.output[0]) != 1:
         return False
-    convs = [producers.get(name) for name in joint.input]
+    if joint.op_type == "Concat" and [a.i for a in joint.attribute if a.name == "axis"] != [1]:
+        return False
+    convs: list[Any] = [producers.get(name) for name in joint.input]
     for conv in convs:
         if conv is None or conv.op_type != "Conv" or _uses(graph, conv.output[0]) != 1:
             return False
@@ -94,7 +96,8 @@ def _rescale(
 
 
 def _uses(graph: Any, name: str) -> int:
-    return sum(list(node.input).count(name) for node in graph.node) + sum(o.name == name for o in graph.output)
+    reads = [read for node in graph.node for read in node.input] + [output.name for output in graph.output]
+    return reads.count(name)
 
 
 def _drop_unused(graph: Any) -> None:

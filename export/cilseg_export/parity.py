@@ -65,6 +65,7 @@ def check_parity(
     limits: ParityLimits | None = None,
     ids: Sequence[str] | None = None,
     runtime: Runtime | None = None,
+    artifact: Path | None = None,
     batches: Sequence[int] = BATCHES,
     sizes: Sizes = parity_sizes,
     accuracy: Accuracy | None = None,
@@ -82,6 +83,7 @@ def check_parity(
         limits: what is allowed; the defaults are those of float32.
         ids: names of the images for the report; default their positions.
         runtime: what executes the file; default onnxruntime on the CPU.
+        artifact: the file that ``runtime`` executes, where it was made from ``onnx_path`` (an engine); default that.
         batches: sizes of the batches; every image is asked in each but the largest, which is tried once (a batch of
             one is always asked).
         sizes: the sizes of an image; default :func:`parity_sizes`.
@@ -96,6 +98,7 @@ def check_parity(
     names = [str(i) for i in range(len(images))] if ids is None else list(ids)
     _check_images(images, names)
     limits = limits or ParityLimits()
+    artifact = artifact or onnx_path
     metadata = read_metadata(onnx_path)
     session = TorchSession(reference)
     _check_classes(session, metadata, onnx_path)
@@ -109,8 +112,8 @@ def check_parity(
                 worst = comparison
     assert worst is not None
     report = ParityReport(
-        artifact=onnx_path.name,
-        artifact_sha256=hash_file(onnx_path),
+        artifact=artifact.name,
+        artifact_sha256=hash_file(artifact),
         version=metadata.version,
         runtime=runtime.description,
         limits=limits,

@@ -26,9 +26,7 @@ def loose(cilseg: Commands) -> str:
     return "loose.yaml"
 
 
-def test_float16_and_int8_are_attached_with_their_verdicts(
-    story: Story, cilseg: Commands, registry: Path, loose: str
-) -> None:
+def test_float16_and_int8_are_attached_with_their_verdicts(cilseg: Commands, registry: Path, loose: str) -> None:
     half = cilseg("export", "shapes:1", "--precision", "fp16", "--limits", loose, "--json")
     assert half.code == 0, half.err
     assert Path(half.json()["model"]).name == "model.fp16.onnx"
@@ -51,11 +49,8 @@ def test_float16_and_int8_are_attached_with_their_verdicts(
         verdict = held.attachment(version, name).metadata["parity"]
         assert verdict["passed"] is True
         assert verdict["accuracy"]["worst_class"] in version.manifest.class_set
-    assert held.attachment(version, "model.int8.onnx").sha256 == held.attachment(version, "model.int8.onnx").sha256
     assert (cilseg.cwd / "small.onnx").read_bytes() == attached["model.int8.onnx"].path.read_bytes()
     record = held.attachment(version, "model.int8.onnx").metadata["int8"]
-    gate = held.resolve("shapes:1").manifest.gate_set
-    assert gate is not None
     assert record["method"] == "percentile"
     assert len(record["calibration"]["images"]) == 6
     assert verdict["accuracy"]["images"] == 24 - 6
@@ -117,15 +112,11 @@ def test_an_edited_file_and_one_of_another_version_are_refused(cilseg: Commands,
 def test_limits_that_cannot_hold_end_with_code_4_and_attach_nothing(
     cilseg: Commands, registry: Path, contents: Contents
 ) -> None:
-    text = LOOSE.replace("min_agreement: 0.9,", "min_agreement: 1.0,").replace("max_tied: 0.1", "max_tied: 0")
-    (cilseg.cwd / "strict.yaml").write_text(text.replace("max_differing: 0.1", "max_differing: 0"))
-    (cilseg.cwd / "strict.yaml").write_text(
-        (cilseg.cwd / "strict.yaml").read_text().replace("float16: {", "float16: {tie_margin: 0, ")
-    )
+    no_label = "float16: {tie_margin: 0, max_tied: 0, max_differing: 0, min_agreement: 1.0}"
+    (cilseg.cwd / "strict.yaml").write_text(f"float32: {{}}\n{no_label}\nint8: {{}}\n")
     before = contents(registry)
     answer = cilseg("export", "shapes:1", "--precision", "fp16", "--limits", "strict.yaml")
-    assert answer.code in (0, 4), answer.err
-    assert answer.code == 4, "float16 changed no label at all: choose stricter limits for this test"
+    assert answer.code == 4, answer.err
     assert "model.fp16.onnx does not give the network's answers within the limits of float16" in answer.err
     kept = cilseg.cwd / "parity-shapes-1"
     assert {"parity.fp16.json", "parity_worst.fp16.png", "reproduce.py", "model.fp16.onnx"} <= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -135,6 +136,20 @@ def test_malformed_answers_fail_in_words(exported, tmp_path, meddle, words):
         report.raise_if_failed()
     assert json.loads(report.json_path.read_text(encoding="utf-8"))["summary"]["failed"] == len(report.cases)
     assert report.worst_path.is_file()
+
+
+def test_an_engine_made_from_the_file_is_reported_under_its_own_name(exported, tmp_path):
+    engine = tmp_path / "model.plan"
+    engine.write_bytes(b"engine")
+    runtime = Meddling(exported.path, lambda out: out)
+    report = check_parity(
+        *(exported.graph, exported.path, IMAGES[:1]),
+        **{"out_dir": tmp_path / "out", "runtime": runtime, "artifact": engine, "batches": (1, 2)},
+    )
+    assert report.passed
+    assert report.artifact == "model.plan"
+    assert report.artifact_sha256 == "sha256:" + hashlib.sha256(b"engine").hexdigest()
+    assert {c.batch for c in report.cases} == {1, 2}
 
 
 def test_an_artifact_that_crashes_fails_the_check(exported, tmp_path):

@@ -128,7 +128,8 @@ def _weights(factor: int) -> npt.NDArray[np.float32]:
     """Return ``(factor * factor, 4)``: the share of each corner in every pixel of a cell."""
     second = (np.arange(factor) + 0.5) / factor
     line = np.stack([1.0 - second, second])
-    return np.einsum("as,bt->stab", line, line).reshape(factor * factor, 4).astype(np.float32)
+    shares = np.einsum("as,bt->stab", line, line).reshape(factor * factor, 4)
+    return np.asarray(shares, dtype=np.float32)
 
 
 def _drop_idle(graph: Any) -> None:
