@@ -99,7 +99,7 @@ def test_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     assert "production" in versions[served]["aliases"]
     assert (tmp_path / "out/masks/val_00000.png").read_bytes() == (tmp_path / "mask.png").read_bytes()
 
-    for page in ("tag-lists.md", "embedding.md"):
+    for page in ("tag-lists.md", "embedding.md", "export.md"):
         marked = [block for block in blocks(DOCS / page) if block.run]
         assert marked
         for block in marked:

@@ -10,31 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cilseg.errors import InputError
+from cilseg_export.limits import ParityLimits
 from cilseg_export.torch_session import Reference
-
-
-@dataclass(frozen=True)
-class ParityLimits:
-    """How far an artifact may be from the network; the defaults are those of float32.
-
-    Raises:
-        InputError: a limit that is negative or not a number.
-    """
-
-    tie_margin: float = 1e-3
-    """A pixel is a tie when its two best logits differ by less than this share of the image's logit range."""
-    max_tied: float = 1e-3
-    """Share of an image's pixels that may be ties with another label. Outside ties no label may differ."""
-    max_logit_error: float = 1e-3
-    """Largest error of a logit, as share of the image's logit range (checked when the artifact returns logits)."""
-    max_confidence_error: float = 1e-3
-    """Largest error of a confidence, absolute (checked when the artifact returns confidences)."""
-
-    def __post_init__(self) -> None:
-        bad = {name: value for name, value in asdict(self).items() if not value >= 0}
-        if bad:
-            raise InputError(f"Parity limits are numbers from 0 on, got {bad}.")
 
 
 @dataclass(frozen=True)
@@ -81,36 +58,42 @@ class ParityCase:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A case with the pictures it is about: image ``(H, W, 3)``, masks ``(H, W)``, ties ``(H, W)`` bool."""
+    """A case with the pictures it is about: image ``(H, W, 3)``, masks ``(H, W)``, ties ``(H, W)`` bool.
+
+    ``images`` is the batch ``(N, H, W, 3)`` that the artifact was given, ``position`` the place of the image in it.
+    """
 
     case: ParityCase
     image: npt.NDArray[np.uint8]
     expected: npt.NDArray[np.uint8]
     given: npt.NDArray[np.uint8] | None
     ties: npt.NDArray[np.bool_]
+    images: npt.NDArray[np.uint8]
+    position: int
 
 
 def compare(
-    image: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8],
     reference: Reference,
     *,
     given: Mapping[str, npt.NDArray[Any]],
     name: str,
-    batch: int,
     limits: ParityLimits,
+    position: int = 0,
     failure: str | None = None,
 ) -> Comparison:
     """Compare what an artifact said about one image with the reference.
 
     Args:
-        image: what both were given, ``(H, W, 3)``.
+        images: the batch that the artifact was given, ``(N, H, W, 3)``.
         reference: the answer of torch.
         given: the artifact's outputs for this image, without the batch axis.
         name: of the image, for the report.
-        batch: how many images were in the batch.
         limits: what is allowed.
+        position: place of the image in the batch.
         failure: why there is no answer at all.
     """
+    image = images[position]
     size_hw = (image.shape[0], image.shape[1])
     pixels = size_hw[0] * size_hw[1]
     problems = [failure] if failure else _malformed(given, reference)
@@ -121,8 +104,9 @@ def compare(
     tied_differing = 0 if mask is None else int((unequal & ties).sum())
     errors: dict[str, float | None] = {"logits": None, "confidence": None}
     if not problems:
-        if differing:
-            problems.append(f"{differing:,} of {pixels:,} pixels have another label outside ties")
+        if differing > limits.max_differing * pixels:
+            allowance = f", allowed {limits.max_differing:.2%}" if limits.max_differing else ""
+            problems.append(f"{differing:,} of {pixels:,} pixels have another label outside ties{allowance}")
         if tied_differing > limits.max_tied * pixels:
             problems.append(
                 f"{tied_differing:,} of {pixels:,} pixels are ties with another label, allowed {limits.max_tied:.2%}"
@@ -139,7 +123,7 @@ def compare(
     case = ParityCase(
         image=name,
         size_hw=size_hw,
-        batch=batch,
+        batch=len(images),
         pixels=pixels,
         differing=differing,
         ties=int(ties.sum()),
@@ -148,7 +132,7 @@ def compare(
         confidence_error=errors["confidence"],
         problems=tuple(problems),
     )
-    return Comparison(case, image, reference.mask, mask, ties)
+    return Comparison(case, image, reference.mask, mask, ties, images, position)
 
 
 def _malformed(given: Mapping[str, npt.NDArray[Any]], reference: Reference) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cilseg.bundle import Manifest, Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.errors import ArtifactError, CilsegError, NotFoundError
+from cilseg_export.limits import Precision
 
 SCHEMA: Final = "cilseg.onnx/1"
 MANIFEST_KEY = "cilseg.manifest"
@@ -37,7 +38,9 @@ class GraphMetadata(BaseModel):
     classes: list[dict[str, Any]]
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
-    precision: str = "float32"
+    precision: Precision = "float32"
+    derived_from: str | None = None
+    """Hash of the float32 file that a file of lower precision was made from."""
     opset: int
     exporter: str
 

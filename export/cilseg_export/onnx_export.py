@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 from cilseg.bundle import Manifest, hash_file, write_file_atomically
 from cilseg.errors import ArtifactError, MissingDependencyError
+from cilseg_export.audit import ENGINES, Engine, refuse_unsupported
 from cilseg_export.metadata import GraphMetadata
 from cilseg_export.torch_session import SegmentationGraph, check_ready
 
@@ -55,6 +56,8 @@ class ExportRecord:
     exporter: str
     operators: dict[str, int]
     """Operator name -> how often it occurs."""
+    audit: dict[str, str]
+    """Engine -> whether its published operator list has everything (``cilseg_export.audit``)."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -84,12 +87,40 @@ def export_onnx(
     started = time.perf_counter()
     device = check_ready(graph)
     example = torch.zeros((2, *_EXAMPLE_HW, 3), dtype=torch.uint8, device=device)
-    n_classes = _count_classes(graph, example, manifest)
-    proto = _run_exporter(graph, example, opset)
+    n_classes = count_classes(graph, manifest)
+    proto = run_exporter(graph, example, opset, inputs=["image"], outputs=graph.outputs)
     exporter = f"torch {torch.__version__} dynamo"
     metadata = GraphMetadata.of_version(manifest, version_digest, outputs=graph.outputs, opset=opset, exporter=exporter)
     _finish(proto, metadata, n_classes=n_classes)
-    _check(proto, metadata, n_classes=n_classes)
+    return write_graph(proto, metadata, path, n_classes=n_classes, started=started)
+
+
+def write_graph(
+    proto: Any,
+    metadata: GraphMetadata,
+    path: Path,
+    *,
+    n_classes: int,
+    started: float,
+    contract: Mapping[str, Sequence[int | str]] | None = None,
+) -> ExportRecord:
+    """Check a finished graph of any precision and write it atomically.
+
+    Args:
+        proto: the ``onnx.ModelProto`` with its metadata.
+        metadata: what that says.
+        path: where the file goes.
+        n_classes: channels of the logits.
+        started: ``time.perf_counter()`` at the start of the work.
+        contract: axes of inputs and outputs, all float32; default: the graph contract.
+
+    Raises:
+        ArtifactError: not valid ONNX, breaks the graph contract, or holds operators that TensorRT or OpenVINO lack.
+        OSError: no room; ``path`` is as it was.
+    """
+    check_graph(proto, metadata, n_classes=n_classes, contract=contract)
+    engines: tuple[Engine, ...] = ("openvino",) if metadata.precision == "int8" else ENGINES
+    audited = refuse_unsupported(proto, engines=engines)
     data = proto.SerializeToString(deterministic=True)
     write_file_atomically(path, data)
     operators = [node.op_type for node in proto.graph.node]
@@ -97,14 +128,15 @@ def export_onnx(
         file_name=path.name,
         sha256=hash_file(path),
         size_bytes=len(data),
-        version=version_digest,
-        outputs=graph.outputs,
+        version=metadata.version,
+        outputs=metadata.outputs,
         n_classes=n_classes,
-        opset=opset,
-        ir_version=IR_VERSION,
+        opset=metadata.opset,
+        ir_version=proto.ir_version,
         precision=metadata.precision,
-        exporter=exporter,
+        exporter=metadata.exporter,
         operators={name: operators.count(name) for name in sorted(set(operators))},
+        audit=audited,
         seconds=round(time.perf_counter() - started, 2),
     )
 
@@ -117,9 +149,15 @@ def _require_packages() -> None:
         )
 
 
-def _count_classes(graph: SegmentationGraph, example: torch.Tensor, manifest: Manifest) -> int:
+def count_classes(graph: SegmentationGraph, manifest: Manifest) -> int:
+    """Return the channels of the logits.
+
+    Raises:
+        ArtifactError: the manifest names another number of classes.
+    """
+    example = torch.zeros((1, *_EXAMPLE_HW, 3), dtype=torch.uint8, device=check_ready(graph))
     with torch.inference_mode():
-        n_classes = graph.stride_logits(example[:1]).shape[1]
+        n_classes = graph.stride_logits(example).shape[1]
     names = manifest.class_set.names
     if n_classes != len(names):
         raise ArtifactError(
@@ -145,11 +183,23 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _run_exporter(graph: SegmentationGraph, example: torch.Tensor, opset: int) -> Any:
-    """Return the ``onnx.ModelProto`` that torch makes of the graph."""
+def run_exporter(
+    graph: object,
+    example: torch.Tensor,
+    opset: int,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: bool = True,
+) -> Any:
+    """Return the ``onnx.ModelProto`` that torch makes of a module; ``dynamic``: batch, height and width (axes 0 to 2).
+
+    Raises:
+        ArtifactError: the exporter fails.
+    """
     # Named dimensions would ask torch to prove every size relation of a padded network, which it cannot; DYNAMIC still
     # refuses an axis that the network fixes to one number. The axes get their names in _finish.
-    dynamic = torch.export.Dim.DYNAMIC
+    axes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     assert isinstance(graph, torch.nn.Module)
     try:
         with _quiet(), torch.no_grad():
@@ -158,9 +208,9 @@ def _run_exporter(graph: SegmentationGraph, example: torch.Tensor, opset: int) -
                 (example,),
                 dynamo=True,
                 opset_version=opset,
-                input_names=["image"],
-                output_names=list(graph.outputs),
-                dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=(axes,) if dynamic else None,
                 verbose=False,
             )
     except Exception as exc:  # the exporter wraps whatever the network, torch.export or onnxscript raised
@@ -175,7 +225,20 @@ def _run_exporter(graph: SegmentationGraph, example: torch.Tensor, opset: int) -
 
 
 def _finish(proto: Any, metadata: GraphMetadata, *, n_classes: int) -> None:
-    """Pin the IR version, name the axes, drop source paths and traces, and add our metadata, in place."""
+    """Name the axes of the graph contract and add our metadata, in place."""
+    import onnx
+
+    symbols = dict(zip((d.dim_param for d in proto.graph.input[0].type.tensor_type.shape.dim), IMAGE_DIMS, strict=True))
+    for value in proto.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = re.sub(r"\w+", lambda match: str(symbols.get(match[0], match[0])), dim.dim_param)
+    name_axes(proto, {"image": IMAGE_DIMS, **_output_dims(metadata.outputs, n_classes)})
+    onnx.helper.set_model_props(proto, metadata.to_props())
+
+
+def name_axes(proto: Any, dims: Mapping[str, Sequence[int | str]]) -> None:
+    """Pin the IR version, set the axes of inputs and outputs, drop source paths, traces and metadata, in place."""
     import onnx
 
     proto.ir_version = IR_VERSION
@@ -183,25 +246,24 @@ def _finish(proto: Any, metadata: GraphMetadata, *, n_classes: int) -> None:
     for part in [*parts, *proto.graph.input, *proto.graph.output]:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    symbols = dict(zip((d.dim_param for d in proto.graph.input[0].type.tensor_type.shape.dim), IMAGE_DIMS, strict=True))
-    for value in proto.graph.value_info:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.HasField("dim_param"):
-                dim.dim_param = re.sub(r"\w+", lambda match: str(symbols.get(match[0], match[0])), dim.dim_param)
-    dims = {"image": IMAGE_DIMS, **_output_dims(metadata.outputs, n_classes)}
     for value in [*proto.graph.input, *proto.graph.output]:
         element = value.type.tensor_type.elem_type
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element, dims[value.name]))
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element, list(dims[value.name])))
     proto.ClearField("metadata_props")
-    onnx.helper.set_model_props(proto, metadata.to_props())
 
 
 def _output_dims(outputs: Sequence[str], n_classes: int) -> dict[str, tuple[int | str, ...]]:
     return {name: tuple(n_classes if dim is None else dim for dim in OUTPUT_DIMS[name]) for name in outputs}
 
 
-def _check(proto: Any, metadata: GraphMetadata, *, n_classes: int) -> None:
-    """Check a finished model against ONNX itself and against the graph contract.
+def check_graph(
+    proto: Any,
+    metadata: GraphMetadata,
+    *,
+    n_classes: int,
+    contract: Mapping[str, Sequence[int | str]] | None = None,
+) -> None:
+    """Check a finished model against ONNX itself (strict shape inference included) and against the graph contract.
 
     Raises:
         ArtifactError: it breaks either; nothing has been written yet.
@@ -219,8 +281,11 @@ def _check(proto: Any, metadata: GraphMetadata, *, n_classes: int) -> None:
         raise ArtifactError(f"The exported graph is not valid ONNX: {exc}. Try another torch or onnx version.") from exc
     types = onnx.TensorProto
     wanted: dict[str, tuple[int, tuple[int | str, ...]]] = {"image": (types.UINT8, IMAGE_DIMS)}
-    for name, dims in _output_dims(metadata.outputs, n_classes).items():
-        wanted[name] = (types.UINT8 if name == "mask" else types.FLOAT, dims)
+    if contract is not None:
+        wanted = {name: (types.FLOAT, tuple(dims)) for name, dims in contract.items()}
+    else:
+        for name, dims in _output_dims(metadata.outputs, n_classes).items():
+            wanted[name] = (types.UINT8 if name == "mask" else types.FLOAT, dims)
     found = {}
     for value in [*proto.graph.input, *proto.graph.output]:
         tensor = value.type.tensor_type

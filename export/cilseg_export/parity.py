@@ -1,16 +1,17 @@
 """The parity check: does an exported file give the answers of the network it was made from, on real images?
 
 Every image is asked at three sizes (its own, an odd one, one that is no multiple of 16), alone and within a batch of
-three. The reference is always torch in float32 on one image at a time, so a batch that leaks between its images shows.
+three; the first ones also in the largest batch. The reference is always torch in float32 on one image at a time, so a
+batch that leaks between its images shows.
 
 Tie rule: a pixel is a tie when its two best logits differ by less than 1e-3 of the image's logit range; there rounding
-decides. Outside ties every label must agree; ties that turn out differently may be 0.1 % of the image's pixels
-(:class:`ParityLimits`).
+decides. In float32 every label must agree outside ties, and ties that turn out differently may be 0.1 % of the image's
+pixels; lower precisions have limits of their own (:mod:`cilseg_export.limits`), on IoU too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,19 @@ from PIL import Image
 
 from cilseg.bundle import hash_file
 from cilseg.errors import ArtifactError, CilsegError, InputError
-from cilseg_export.comparison import Comparison, ParityCase, ParityLimits, compare
+from cilseg_export.accuracy import Accuracy
+from cilseg_export.comparison import Comparison, ParityCase, compare
+from cilseg_export.limits import ParityLimits
 from cilseg_export.metadata import GraphMetadata, read_metadata
 from cilseg_export.parity_report import ParityReport
+from cilseg_export.reproduction import write_reproduction
 from cilseg_export.runtime import OnnxRuntime, Runtime
 from cilseg_export.torch_session import Reference, SegmentationGraph, TorchSession
 
-BATCH = 3
+BATCHES = (1, 3, 8)
+"""Smallest, usual and largest number of images in one call."""
+Sizes = Callable[[int, int], tuple[tuple[int, int], ...]]
+"""Height and width of an image -> the ``(h, w)`` at which it is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,11 @@ def check_parity(
     limits: ParityLimits | None = None,
     ids: Sequence[str] | None = None,
     runtime: Runtime | None = None,
+    artifact: Path | None = None,
+    batches: Sequence[int] = BATCHES,
+    sizes: Sizes = parity_sizes,
+    accuracy: Accuracy | None = None,
+    label: str = "",
 ) -> ParityReport:
     """Compare ``onnx_path`` with the torch graph it was exported from; write ``parity.json`` and the worst image.
 
@@ -71,6 +83,12 @@ def check_parity(
         limits: what is allowed; the defaults are those of float32.
         ids: names of the images for the report; default their positions.
         runtime: what executes the file; default onnxruntime on the CPU.
+        artifact: the file that ``runtime`` executes, where it was made from ``onnx_path`` (an engine); default that.
+        batches: sizes of the batches; every image is asked in each but the largest, which is tried once (a batch of
+            one is always asked).
+        sizes: the sizes of an image; default :func:`parity_sizes`.
+        accuracy: what the artifact costs in IoU (:func:`cilseg_export.accuracy.accuracy_of`), for limits that ask.
+        label: part of the names of the written files, such as ``fp16``.
 
     Raises:
         InputError: no images, images that are not uint8 RGB, or a reference that is not ready.
@@ -80,28 +98,34 @@ def check_parity(
     names = [str(i) for i in range(len(images))] if ids is None else list(ids)
     _check_images(images, names)
     limits = limits or ParityLimits()
+    artifact = artifact or onnx_path
     metadata = read_metadata(onnx_path)
     session = TorchSession(reference)
     _check_classes(session, metadata, onnx_path)
     runtime = runtime or OnnxRuntime(onnx_path)
     cases: list[ParityCase] = []
     worst: Comparison | None = None
-    for group, batch in _groups(images, names):
-        for comparison in _compare_group(group, batch, session, runtime, limits):
+    for group, others in _groups(images, names, batches=batches):
+        for comparison in _compare_group(group, others, session, runtime, limits=limits, sizes=sizes):
             cases.append(comparison.case)
             if worst is None or comparison.case.badness > worst.case.badness:
                 worst = comparison
     assert worst is not None
     report = ParityReport(
-        artifact=onnx_path.name,
-        artifact_sha256=hash_file(onnx_path),
+        artifact=artifact.name,
+        artifact_sha256=hash_file(artifact),
         version=metadata.version,
         runtime=runtime.description,
         limits=limits,
         cases=tuple(cases),
         out_dir=out_dir,
+        precision=metadata.precision,
+        accuracy=accuracy,
+        label=label,
     )
     report.write(worst, metadata.class_set.palette)
+    if not report.passed:
+        write_reproduction(report, worst, onnx_path)
     return report
 
 
@@ -127,24 +151,40 @@ def _check_classes(session: TorchSession, metadata: GraphMetadata, onnx_path: Pa
 
 
 def _groups(
-    images: Sequence[npt.NDArray[np.uint8]], names: Sequence[str]
-) -> Iterator[tuple[list[_Sample], list[_Sample]]]:
-    """Yield up to three images and the batch of three made of them, filled up with mirrored copies where too few."""
+    images: Sequence[npt.NDArray[np.uint8]], names: Sequence[str], *, batches: Sequence[int]
+) -> Iterator[tuple[list[_Sample], list[list[_Sample]]]]:
+    """Yield the images in groups, each with the larger batches made of it; the largest with the first group alone."""
     samples = [_Sample(name, image) for name, image in zip(names, images, strict=True)]
-    for start in range(0, len(samples), BATCH):
-        group = samples[start : start + BATCH]
-        flips = [
-            _Sample(f"{s.name} ({word})", image)
-            for s in group
-            for word, image in (("mirrored", s.image[:, ::-1]), ("upside down", s.image[::-1]))
-        ]
-        yield group, (group + flips)[:BATCH]
+    usual, largest = [n for n in sorted(set(batches))[:-1] if n > 1], max(batches)
+    step = max([*usual, 1])
+    for start in range(0, len(samples), step):
+        group = samples[start : start + step]
+        others = [_filled(group, n) for n in usual]
+        if start == 0 and largest > 1:
+            others.append(_filled(samples, largest))
+        yield group, others
+
+
+def _filled(samples: Sequence[_Sample], n: int) -> list[_Sample]:
+    """Return ``n`` samples: the first ones, then mirrored copies, then copies upside down, then all of them again."""
+    flips = [
+        *samples,
+        *(_Sample(f"{s.name} (mirrored)", s.image[:, ::-1]) for s in samples),
+        *(_Sample(f"{s.name} (upside down)", s.image[::-1]) for s in samples),
+    ]
+    return [flips[i % len(flips)] for i in range(n)]
 
 
 def _compare_group(
-    group: list[_Sample], batch: list[_Sample], session: TorchSession, runtime: Runtime, limits: ParityLimits
+    group: list[_Sample],
+    others: list[list[_Sample]],
+    session: TorchSession,
+    runtime: Runtime,
+    *,
+    limits: ParityLimits,
+    sizes: Sizes,
 ) -> Iterator[Comparison]:
-    """Compare each image of a group alone at its three sizes, and the batch at the three sizes of the first."""
+    """Compare each image of a group alone at its sizes, and the larger batches at the sizes of their first."""
     references: dict[tuple[_Sample, tuple[int, int]], Reference] = {}
 
     def run(samples: Sequence[_Sample], size_hw: tuple[int, int]) -> Iterator[Comparison]:
@@ -152,24 +192,26 @@ def _compare_group(
         for sample, image in zip(samples, resized, strict=True):
             if (sample, size_hw) not in references:
                 references[sample, size_hw] = session.answer(image)
-        answers, failure = _run(runtime, np.stack(resized))
-        for position, (sample, image) in enumerate(zip(samples, resized, strict=True)):
+        stacked = np.stack(resized)
+        answers, failure = _run(runtime, stacked)
+        for position, sample in enumerate(samples):
             given = {name: array[position] for name, array in answers.items() if len(array) == len(samples)}
             yield compare(
-                image,
+                stacked,
                 references[sample, size_hw],
                 given=given,
                 name=sample.name,
-                batch=len(samples),
                 limits=limits,
+                position=position,
                 failure=failure,
             )
 
     for sample in group:
-        for size_hw in parity_sizes(*sample.image.shape[:2]):
+        for size_hw in sizes(*sample.image.shape[:2]):
             yield from run([sample], size_hw)
-    for size_hw in parity_sizes(*group[0].image.shape[:2]):
-        yield from run(batch, size_hw)
+    for batch in others:
+        for size_hw in sizes(*batch[0].image.shape[:2]):
+            yield from run(batch, size_hw)
 
 
 def _resize(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from PIL import Image
 from cilseg.bundle import write_file_atomically
 from cilseg.classes import VOID_ID
 from cilseg.errors import ParityError
-from cilseg_export.comparison import Comparison, ParityCase, ParityLimits
+from cilseg_export.accuracy import Accuracy
+from cilseg_export.comparison import Comparison, ParityCase
+from cilseg_export.limits import ParityLimits
 
 SCHEMA = "cilseg.parity/1"
-REPORT = "parity.json"
-WORST = "parity_worst.png"
+REPORT = "parity{}.json"
+WORST = "parity_worst{}.png"
 _GAP_PX = 4
 _VOID_COLOR = (224, 224, 192)
 _WRONG_COLOR = (230, 30, 30)
@@ -37,10 +39,31 @@ class ParityReport:
     limits: ParityLimits
     cases: tuple[ParityCase, ...]
     out_dir: Path
+    precision: str = "float32"
+    accuracy: Accuracy | None = None
+    """What the artifact costs in IoU; None where nothing was annotated."""
+    label: str = ""
+    """Part of the names of the files, such as ``fp16``."""
 
     @property
     def passed(self) -> bool:
-        return bool(self.cases) and all(case.passed for case in self.cases)
+        return bool(self.cases) and all(case.passed for case in self.cases) and not self.problems
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal labels over all comparisons, ties left out."""
+        clear = sum(c.pixels - c.ties for c in self.cases)
+        return 1.0 - sum(c.differing for c in self.cases) / clear if clear else 1.0
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the artifact as a whole, beside single comparisons."""
+        found = list(self.accuracy.problems(self.limits)) if self.accuracy else []
+        if self.limits.asks_for_masks and self.accuracy is None:
+            found.append("IoU was not compared: no annotated images")
+        if self.agreement < self.limits.min_agreement:
+            found.append(f"{self.agreement:.3%} of the labels agree, asked for {self.limits.min_agreement:.3%}")
+        return tuple(found)
 
     @property
     def worst(self) -> ParityCase:
@@ -48,12 +71,12 @@ class ParityReport:
 
     @property
     def json_path(self) -> Path:
-        return self.out_dir / REPORT
+        return self.out_dir / REPORT.format(self.label and f".{self.label}")
 
     @property
     def worst_path(self) -> Path:
         """Picture of the worst case: image, torch, artifact, difference (red; yellow where it is a tie)."""
-        return self.out_dir / WORST
+        return self.out_dir / WORST.format(self.label and f".{self.label}")
 
     def summary(self) -> dict[str, Any]:
         """Return the verdict and the totals: what the artifact's record carries."""
@@ -69,8 +92,12 @@ class ParityReport:
             "differing": sum(c.differing for c in self.cases),
             "ties": sum(c.ties for c in self.cases),
             "tied_differing": sum(c.tied_differing for c in self.cases),
+            "agreement": self.agreement,
             "lowest_agreement": min(c.agreement for c in self.cases),
             "largest_logit_error": max(logit_errors) if logit_errors and np.isfinite(logit_errors).all() else None,
+            "precision": self.precision,
+            "accuracy": self.accuracy.to_json() if self.accuracy else None,
+            "problems": list(self.problems),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +108,7 @@ class ParityReport:
             "artifact_sha256": self.artifact_sha256,
             "version": self.version,
             "passed": self.passed,
-            "limits": asdict(self.limits),
+            "limits": self.limits.model_dump(),
             "summary": self.summary(),
             "cases": [c.to_json() for c in self.cases],
         }
@@ -106,15 +133,27 @@ class ParityReport:
         failed = [case for case in self.cases if not case.passed]
         worst = self.worst
         height, width = worst.size_hw
-        raise ParityError(
-            f"{self.artifact} does not give the network's answers: {len(failed)} of {len(self.cases)} comparisons "
-            f"failed ({self.runtime.get('runtime', 'unknown runtime')} {self.runtime.get('version', '')}).\n"
+        runtime = f"{self.runtime.get('runtime', 'unknown runtime')} {self.runtime.get('version', '')}".strip()
+        lines = [
+            f"{self.artifact} does not give the network's answers within the limits of {self.precision} ({runtime}): "
+            f"{len(failed)} of {len(self.cases)} comparisons failed.",
+            *(f"Over all images: {problem}." for problem in self.problems),
             f"Worst: image {worst.image} at {width} x {height} px in a batch of {worst.batch}: "
-            f"{'; '.join(worst.problems)}.\n"
-            f"See {self.worst_path} (image, torch, file, difference) and {self.json_path}.\n"
-            "Do not deploy this file. Export the version again; if that fails too, try another torch or runtime "
-            "version and report the problem with these two files."
-        )
+            f"{'; '.join(worst.problems) or 'within the limits'}.",
+            f"See {self.worst_path} (image, torch, file, difference) and {self.json_path}; "
+            f"{self.out_dir / 'reproduce.py'} asks the file for that image again.",
+            f"Do not deploy this file. {_ADVICE.get(self.precision, _ADVICE['float32'])}",
+        ]
+        raise ParityError("\n".join(lines))
+
+
+_ADVICE = {
+    "float32": "Export the version again; if that fails too, try another torch or runtime version and report the "
+    "problem with these files.",
+    "float16": "Serve the float32 file, or give limits of your own with --limits FILE.",
+    "int8": "Calibrate with more images of every class (--calibration), try another --calibration-method, serve the "
+    "float16 file, or give limits of your own with --limits FILE.",
+}
 
 
 def draw_comparison(comparison: Comparison, palette: npt.NDArray[np.uint8]) -> Image.Image:

@@ -114,3 +114,27 @@ class BackendRuntime:
             CilsegError: the backend fails on this input.
         """
         return self._backend.run(images)
+
+
+def open_model(model: Any, *, optimise: bool = True, threads: int = 0) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` on the CPU for a graph in memory, for measuring inside this package.
+
+    Args:
+        model: the ``onnx.ModelProto``.
+        optimise: False keeps every node as it stands.
+        threads: threads within one operator; 0 leaves the choice to onnxruntime.
+
+    Raises:
+        ArtifactError: onnxruntime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # onnxruntime raises a dozen unrelated classes here
+        raise ArtifactError(f"onnxruntime {onnxruntime.__version__} cannot load the graph: {exc}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from export_stand_in import CLASSES, make_graph, make_image
 from PIL import Image
+from pydantic import ValidationError
 
 from cilseg.errors import ArtifactError, InputError, ParityError
-from cilseg_export.comparison import ParityLimits, compare
+from cilseg_export.comparison import compare
+from cilseg_export.limits import ParityLimits
 from cilseg_export.parity import check_parity, parity_sizes
 from cilseg_export.runtime import OnnxRuntime
 from cilseg_export.torch_session import Reference
@@ -49,12 +52,15 @@ def test_a_good_export_passes_alone_and_in_batches(exported, tmp_path):
         assert {(name, size, 1) for size in parity_sizes(*image.shape[:2])} <= cases
     for name in ("a.jpg", "b.jpg", "a.jpg (mirrored)"):
         assert {(name, size, 3) for size in parity_sizes(60, 80)} <= cases
-    assert len(report.cases) == 6 + 9
+    for turn in ("", " (mirrored)", " (upside down)"):
+        for name in ("a.jpg", "b.jpg"):
+            assert {(name + turn, size, 8) for size in parity_sizes(60, 80)} <= cases
+    assert len(report.cases) == 6 + 9 + 24
     assert all(c.differing == 0 and c.agreement == 1.0 and c.logit_error < 1e-5 for c in report.cases)
     written = json.loads(report.json_path.read_text(encoding="utf-8"))
     assert written["schema"] == "cilseg.parity/1"
     assert written["passed"] is True
-    assert written["summary"]["comparisons"] == len(written["cases"]) == 15
+    assert written["summary"]["comparisons"] == len(written["cases"]) == 39
     assert written["version"] == exported.manifest.digest
     assert written["artifact_sha256"] == exported.record.sha256
     assert written["summary"]["runtime"]["runtime"] == "onnxruntime"
@@ -104,7 +110,7 @@ def test_a_changed_bias_fails_with_exit_code_4_and_a_picture(exported, tmp_path)
 def test_a_runtime_that_mixes_up_the_images_of_a_batch_is_caught(exported, tmp_path):
     runtime = Meddling(exported.path, lambda out: {name: array[::-1] for name, array in out.items()})
     report = check_parity(exported.graph, exported.path, IMAGES, out_dir=tmp_path, runtime=runtime)
-    assert {c.batch for c in report.cases if not c.passed} == {3}
+    assert {c.batch for c in report.cases if not c.passed} == {3, 8}
     assert all(c.passed for c in report.cases if c.batch == 1)
 
 
@@ -132,6 +138,20 @@ def test_malformed_answers_fail_in_words(exported, tmp_path, meddle, words):
     assert report.worst_path.is_file()
 
 
+def test_an_engine_made_from_the_file_is_reported_under_its_own_name(exported, tmp_path):
+    engine = tmp_path / "model.plan"
+    engine.write_bytes(b"engine")
+    runtime = Meddling(exported.path, lambda out: out)
+    report = check_parity(
+        *(exported.graph, exported.path, IMAGES[:1]),
+        **{"out_dir": tmp_path / "out", "runtime": runtime, "artifact": engine, "batches": (1, 2)},
+    )
+    assert report.passed
+    assert report.artifact == "model.plan"
+    assert report.artifact_sha256 == "sha256:" + hashlib.sha256(b"engine").hexdigest()
+    assert {c.batch for c in report.cases} == {1, 2}
+
+
 def test_an_artifact_that_crashes_fails_the_check(exported, tmp_path):
     def crash(_):
         raise ArtifactError("out of memory")
@@ -155,7 +175,7 @@ def test_refused_before_anything_is_compared(exported, tmp_path):
         check_parity(exported.graph, exported.path, [IMAGES[0], IMAGES[1].astype(np.float32)], out_dir=out)
     with pytest.raises(InputError, match="training mode"):
         check_parity(make_graph().train(), exported.path, IMAGES, out_dir=out)
-    with pytest.raises(InputError, match="max_tied"):
+    with pytest.raises(ValidationError, match="max_tied"):
         ParityLimits(max_tied=float("nan"))
     assert not out.exists()
 
@@ -181,7 +201,7 @@ def test_tie_rule():
 
     def outcome():
         given = {"mask": mask}
-        return compare(image, _reference(margin), given=given, name="x", batch=1, limits=ParityLimits()).case
+        return compare(image[None], _reference(margin), given=given, name="x", limits=ParityLimits()).case
 
     case = outcome()
     assert (case.passed, case.differing, case.ties, case.tied_differing, case.agreement) == (True, 0, 5, 4, 1.0)
