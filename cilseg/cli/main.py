@@ -35,6 +35,7 @@ VERBS = {
     "migrate": "migrate",
     "export": "export",
     "predict": "predict",
+    "serve": "serve",
     "scenes": "scenes",
     "doctor": "doctor",
 }
@@ -46,6 +47,7 @@ _EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "timm", "lightning_fabric", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "onnxruntime": "cpu",
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), "serve"),
     "psycopg": "postgres",
     "fsspec": "s3",
     "s3fs": "s3",
