@@ -42,6 +42,9 @@ def command(
     max_body_mib: Annotated[int, typer.Option("--max-body-mib", min=1, help="Largest body.")] = 64,
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Largest image.")] = 50_000_000,
     drain_s: Annotated[float, typer.Option("--drain", min=0, help="Seconds for requests in flight at the end.")] = 30.0,
+    poll_s: Annotated[
+        float, typer.Option("--poll", min=0.01, help="Seconds between looks at where the aliases point.")
+    ] = 1.0,
     images: Annotated[
         list[str] | None,
         typer.Option("--images", metavar="[NAME=]DIR", help="Folder to show, tag and learn from. Repeatable."),
@@ -102,10 +105,9 @@ def command(
                 timeout_s=timeout_s,
                 max_timeout_s=max(300.0, timeout_s),
             ),
-            batching=Batching(
-                max_batch=max_batch, delay_s=batch_delay_ms / 1000, max_queue=max_queue, workers=workers
-            ),
+            batching=Batching(max_batch=max_batch, delay_s=batch_delay_ms / 1000, max_queue=max_queue, workers=workers),
             drain_s=drain_s,
+            poll_s=poll_s,
             state_dir=state,
             image_roots=parse_roots(images or ()),
             watch_dir=watch,

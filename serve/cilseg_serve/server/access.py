@@ -92,7 +92,9 @@ def authorise(authorization: str | None, role: str, tokens: Sequence[Token]) -> 
             roles = token.roles
     if scheme.lower() != "bearer" or roles is None:
         got = "an unknown token" if scheme.lower() == "bearer" else "no bearer token"
-        raise UnauthorizedError(f"This needs a token with the role {role}, got {got}. Send: Authorization: Bearer TOKEN")
+        raise UnauthorizedError(
+            f"This needs a token with the role {role}, got {got}. Send: Authorization: Bearer TOKEN"
+        )
     if role not in roles:
         raise ForbiddenError(f"The token has the roles {', '.join(sorted(roles))}, this needs {role}.")
 

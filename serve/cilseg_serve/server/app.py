@@ -44,7 +44,7 @@ def make_app(settings: ServerSettings, *, registry: Registry | None = None) -> F
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        responses={"4XX": {"description": "What is wrong with the request: {\"error\": \"...\"}"}},
+        responses={"4XX": {"description": 'What is wrong with the request: {"error": "..."}'}},
     )
     app.state.server = state
     app.include_router(oip.router)

@@ -248,5 +248,3 @@ def error_answer(error: CilsegError) -> tuple[int, bytes, Mapping[str, str]]:
     body = json.dumps({"error": str(error)}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers_of(error)}
     return status_of(error), body, headers
-
-

@@ -129,9 +129,7 @@ async def _answer(
             for image, shape in zip(images, shapes, strict=True):
                 submitted += 1
                 job = Job(image, confidence)
-                tasks.append(
-                    group.start(deployment.batcher.submit(job, shape=(shape, confidence), deadline=deadline))
-                )
+                tasks.append(group.start(deployment.batcher.submit(job, shape=(shape, confidence), deadline=deadline)))
         return Answered(deployment, tuple(images), tuple(task.result() for task in tasks))
     finally:
         deployment.batcher.release(len(pictures) - submitted)

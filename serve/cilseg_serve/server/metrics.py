@@ -23,9 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         into = {"registry": self.registry}
-        self.requests = Counter(
-            "cilseg_request", "Requests answered.", ("route", "method", "code"), **into
-        )
+        self.requests = Counter("cilseg_request", "Requests answered.", ("route", "method", "code"), **into)
         self.request_seconds = Histogram(
             "cilseg_request_duration_seconds", "From the first byte to the last.", ("route",), buckets=_SECONDS, **into
         )
@@ -48,7 +46,10 @@ class Metrics:
             **into,
         )
         self.share = Gauge(
-            "cilseg_class_pixel_ratio", "Share of a class in the last images (moving average).", (*_MODEL, "class"), **into
+            "cilseg_class_pixel_ratio",
+            "Share of a class in the last images (moving average).",
+            (*_MODEL, "class"),
+            **into,
         )
         self.confidence = Histogram(
             "cilseg_confidence",
@@ -58,11 +59,17 @@ class Metrics:
             **into,
         )
         self.model_info = Gauge(
-            "cilseg_model_info", "Versions in memory; default says which answers.", (*_MODEL, "digest", "default"), **into
+            "cilseg_model_info",
+            "Versions in memory; default says which answers.",
+            (*_MODEL, "digest", "default"),
+            **into,
         )
         self.swaps = Counter("cilseg_model_swap", "How often another version took over.", ("model",), **into)
         self.follow_failed = Gauge(
-            "cilseg_model_follow_failed", "1 where the version that the alias points to is not served.", ("model",), **into
+            "cilseg_model_follow_failed",
+            "1 where the version that the alias points to is not served.",
+            ("model",),
+            **into,
         )
         self.updates = Gauge("cilseg_update_count", "Updates by state.", ("state",), **into)
         self.drift = Gauge("cilseg_drift_psi", "Drift against the gate set.", (*_MODEL, "signal"), **into)

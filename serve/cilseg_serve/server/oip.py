@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from cilseg import __version__
 from cilseg.errors import InputError
+from cilseg_serve.images import encode_mask
 from cilseg_serve.server.deployment import Deployment
 from cilseg_serve.server.errors import BadRequestError, TooLargeError, UnavailableError
 from cilseg_serve.server.inference import Answered, deadline_of, segment_pictures
@@ -27,7 +28,6 @@ from cilseg_serve.server.protocol import (
     write_infer,
 )
 from cilseg_serve.server.state import ServerState, needs, state_of
-from cilseg_serve.images import encode_mask
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 _IN_THREAD_BYTES = 64 * 1024
@@ -62,9 +62,7 @@ _INFER_DOC: dict[str, Any] = {
 _REPOSITORY_DOC: dict[str, Any] = {
     "requestBody": {
         "required": False,
-        "content": {
-            "application/json": {"schema": {"type": "object"}, "example": {"parameters": {"version": "3"}}}
-        },
+        "content": {"application/json": {"schema": {"type": "object"}, "example": {"parameters": {"version": "3"}}}},
     }
 }
 
@@ -153,7 +151,9 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     headers = {"Server-Timing": answered.timing}
     if length is not None:
         headers[HEADER_LENGTH] = str(length)
-    return Response(body, media_type="application/json" if length is None else "application/octet-stream", headers=headers)
+    return Response(
+        body, media_type="application/json" if length is None else "application/octet-stream", headers=headers
+    )
 
 
 @router.post("/repository/index", dependencies=[needs("infer")], openapi_extra=_REPOSITORY_DOC)
@@ -174,9 +174,7 @@ async def repository_index(request: Request) -> list[dict[str, str]]:
             if served.fault is not None and version.number == served.default:
                 reason = served.fault
             state_name = "READY" if loaded else "UNAVAILABLE"
-            rows.append(
-                {"name": served.name, "version": str(version.number), "state": state_name, "reason": reason}
-            )
+            rows.append({"name": served.name, "version": str(version.number), "state": state_name, "reason": reason})
     return rows
 
 
@@ -256,7 +254,9 @@ def _tensor(answered: Answered, wanted: WantedOutput) -> Tensor:
         )
     shape = (len(results), *next(iter(sizes)))
     if not wanted.binary and int(np.prod(shape)) > _MAX_JSON_VALUES:
-        raise TooLargeError(f"Output {wanted.name!r} of shape {list(shape)} is too large for JSON; ask for it as binary.")
+        raise TooLargeError(
+            f"Output {wanted.name!r} of shape {list(shape)} is too large for JSON; ask for it as binary."
+        )
     if wanted.name == "mask":
         return Tensor("mask", "UINT8", shape, np.stack([r.mask for r in results]))
     sure = [r.confidence for r in results if r.confidence is not None]

@@ -155,6 +155,11 @@ def _protocol(header_s: float) -> type[H11Protocol]:
             else:
                 self._disarm()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._waits() and self.conn.trailing_data[0]:
+                self._arm()
+
         def send_400_response(self, msg: str) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
                 self.transport.close()

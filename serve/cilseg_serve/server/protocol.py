@@ -299,5 +299,7 @@ def _timeout(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise BadRequestError(f"Parameter 'timeout' is a whole number of microseconds above 0, got {str(value)[:40]!r}.")
+        raise BadRequestError(
+            f"Parameter 'timeout' is a whole number of microseconds above 0, got {str(value)[:40]!r}."
+        )
     return min(value, 10**15) / 1e6

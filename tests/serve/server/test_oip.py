@@ -97,9 +97,7 @@ def test_without_a_choice_all_tensors_come_back(remote: triton.InferenceServerCl
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
 def test_compressed_bodies(remote: triton.InferenceServerClient, compression: str) -> None:
     image = picture()
-    answer = remote.infer(
-        "colours", [tensor(image[None])], headers=token(), request_compression_algorithm=compression
-    )
+    answer = remote.infer("colours", [tensor(image[None])], headers=token(), request_compression_algorithm=compression)
     assert np.array_equal(answer.as_numpy("mask")[0], expected_mask(image))
 
 
