@@ -53,6 +53,7 @@ class Batcher(Generic[Work, Answer]):
     Args:
         run: answers a batch of one shape, in order; called in a thread. When it fails on several, each is run alone,
             so that one bad image harms no other.
+        on_run: called after each run with its number of images and its duration in seconds.
         name: how messages call it.
     """
 
@@ -62,7 +63,7 @@ class Batcher(Generic[Work, Answer]):
         *,
         name: str,
         settings: Batching,
-        on_run: Callable[[int, float], None] = lambda size, run_s: None,
+        on_run: Callable[[int, float], None] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._run, self._name, self._settings = run, name, settings
@@ -203,5 +204,6 @@ class Batcher(Generic[Work, Answer]):
                 item.future.set_exception(error)
             else:
                 item.future.set_result(Done(answer, started - item.since, run_s, len(batch)))
-        self._on_run(len(batch), run_s)
+        if self._on_run is not None:
+            self._on_run(len(batch), run_s)
         self._dispatch()

@@ -7,6 +7,7 @@ that no request waits or fails. The version before it stays loaded: a rollback m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -207,10 +208,8 @@ class ModelPool:
     async def follow(self) -> None:
         """Follow the aliases until cancelled. An unreachable registry is logged; what is loaded goes on."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.settings.poll_s)
-            except TimeoutError:
-                pass
             self._wake.clear()
             await self.poll()
 
@@ -237,8 +236,8 @@ class ModelPool:
         if served.failed is not None and served.failed[0] == version.digest and time.monotonic() < served.failed[1]:
             raise CilsegError(served.fault or f"{version.ref} cannot be loaded.")
         current = served.loaded.get(served.default) if served.default is not None else None
+        await asyncio.to_thread(self._check_names, served, current, version)
         try:
-            await asyncio.to_thread(self._check_names, served, current, version)
             await self._load(served, version)
         except (CilsegError, OSError):
             served.failed = (version.digest, time.monotonic() + _RETRY_S)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -21,7 +22,10 @@ from cilseg_serve.server.gateway import Traffic
 from cilseg_serve.server.metrics import Metrics
 from cilseg_serve.server.pool import ModelPool
 from cilseg_serve.server.settings import ServerSettings
+from cilseg_serve.server.update_jobs import JobFolder, iter_states
+from cilseg_serve.server.update_runner import UpdateRunner
 from cilseg_serve.server.uploads import PixelBudget
+from cilseg_serve.server.watched_folder import WatchedFolder
 
 DECODERS = 2
 
@@ -40,6 +44,11 @@ class ServerState:
         self.pixels = PixelBudget(self.settings.limits.decoded_pixels)
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self.pool = ModelPool(self.registry, self.settings, make=self.deploy)
+        self.state_dir = Path(self.settings.state_dir or self.registry.root / "serve").absolute()
+        self.tags_dir = self.state_dir / "tags"
+        self.jobs = JobFolder(self.state_dir / "updates")
+        self.listings: dict[Path, tuple[float, list[str]]] = {}
+        """Images below a root, and when they were listed."""
 
     def deploy(self, version: Version, segmenter: Segmenter) -> Deployment:
         """Return a deployment whose runs and answers are observed."""
@@ -61,6 +70,8 @@ class ServerState:
         metrics = self.metrics
         metrics.in_flight.set(self.traffic.in_flight)
         metrics.model_info.clear()
+        for name, count in iter_states(self.jobs.all()):
+            metrics.updates.labels(name).set(count)
         for served in self.pool.models.values():
             metrics.follow_failed.labels(served.name).set(served.fault is not None)
             for number, deployment in served.loaded.items():
@@ -86,6 +97,22 @@ class ServerState:
         """
         await self.pool.start()
         self.spawn(self.pool.follow())
+        runner = UpdateRunner(
+            self.jobs,
+            self.registry,
+            command=self.settings.update_command,
+            registry_address=self._registry_address(),
+            on_done=self.pool.poke,
+        )
+        self.spawn(runner.run())
+        if self.settings.watch_dir is not None:
+            self.spawn(WatchedFolder(self.settings.watch_dir, self.jobs, self.settings.image_roots).run())
+
+    def _registry_address(self) -> str | None:
+        """Return the registry as a child process needs it; None where the environment says it already."""
+        if self.registry.address.folder is not None:
+            return str(self.registry.address.folder)
+        return None if self.settings.registry is None else str(self.settings.registry)
 
     async def stop(self) -> None:
         """Stop what runs beside the requests, answer what is in flight, release the lease."""

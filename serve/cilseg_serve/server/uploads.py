@@ -89,8 +89,8 @@ def check_pixels(height: int, width: int, limits: Limits) -> None:
     """
     if height * width > limits.image_pixels:
         raise TooLargeError(
-            f"The image has {width} x {height} px; this server takes at most {limits.image_pixels:,} pixels. Shrink it, "
-            "cut it into tiles, or use `cilseg predict` for files of this size."
+            f"The image has {width} x {height} px; this server takes at most {limits.image_pixels:,} pixels. "
+            "Shrink it, cut it into tiles, or use `cilseg predict` for files of this size."
         )
 
 
@@ -104,7 +104,7 @@ def seen_size_hw(height: int, width: int, preprocessing: Preprocessing, limits: 
     size = network_size_hw(height, width, preprocessing.short_side_px)
     if size[0] * size[1] > limits.network_pixels:
         raise TooLargeError(
-            f"The network would see this image of {width} x {height} px at {size[1]} x {size[0]} px; this server allows "
-            f"{limits.network_pixels:,} pixels. Shrink it or cut it into tiles."
+            f"The network would see this image of {width} x {height} px at {size[1]} x {size[0]} px; this server "
+            f"allows {limits.network_pixels:,} pixels. Shrink it or cut it into tiles."
         )
     return size

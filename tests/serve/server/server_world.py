@@ -14,15 +14,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from starlette.testclient import TestClient
 
 from cilseg.bundle import write_manifest
 from cilseg.classes import ClassSet
 from cilseg.registry import Registry, Version
+from cilseg_serve.server.app import make_app
+from cilseg_serve.server.settings import ServerSettings
 from tests.serve.tiny_model import CLASSES, make_manifest
 
 NAME = "colours"
@@ -107,6 +111,24 @@ def register(
         metadata = {"parity": {"passed": parity}}
         registry.attach(version, "model.onnx", model, kind="onnx", metadata=metadata)
     return version
+
+
+def two_versions(folder: Path) -> Registry:
+    """Make ``colours:1`` (production) and ``colours:2``, which swaps red and blue."""
+    made = Registry.open(folder / "registry")
+    register(made, folder, model=make_model(), seed=1)
+    register(made, folder, model=make_model((2, 1, 0), confidence=True), seed=2)
+    made.promote("colours:1")
+    return made
+
+
+@contextlib.contextmanager
+def opened(registry: Registry, **settings: Any) -> Iterator[TestClient]:
+    """Start the application in this process."""
+    settings = {"refs": ("colours",), "poll_s": 0.05, "threads": 1, **settings}
+    app = make_app(ServerSettings(**settings), registry=registry)
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
 
 
 def picture(height: int = 24, width: int = 30, *, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -109,7 +109,7 @@ def test_image_files_of_different_sizes(remote: triton.InferenceServerClient) ->
     answer = remote.infer("colours", [files], outputs=wanted, headers=token())
     for image, file in zip(images, answer.as_numpy("encoded_mask"), strict=True):
         assert np.array_equal(decoded(file), expected_mask(image))
-    with pytest.raises(InferenceServerException, match="differ in size.*encoded_mask"):
+    with pytest.raises(InferenceServerException, match=r"differ in size.*encoded_mask"):
         remote.infer("colours", [files], outputs=[triton.InferRequestedOutput("mask")], headers=token())
 
 
@@ -120,7 +120,7 @@ def test_async_requests_are_batched(remote: triton.InferenceServerClient) -> Non
         assert np.array_equal(answer.get_result().as_numpy("mask")[0], expected_mask(image))
 
 
-def test_repository(process: Process, remote: triton.InferenceServerClient) -> None:
+def test_repository(remote: triton.InferenceServerClient) -> None:
     index = remote.get_model_repository_index(headers=token())
     assert [(r["name"], r["version"], r["state"]) for r in index] == [
         ("colours", "1", "READY"),

@@ -116,7 +116,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "if 'serve' in sys.argv:\n"
         "    from cilseg_serve.server import settings\n"
         "    settings.Limits.__init__.__defaults__ = tuple(\n"
-        "        {'header_s': 0.5, 'body_idle_s': 0.5}.get(f.name, f.default) for f in dataclasses.fields(settings.Limits)\n"
+        "        {'header_s': 0.5, 'body_idle_s': 0.5}.get(f.name, f.default)\n"
+        "        for f in dataclasses.fields(settings.Limits)\n"
         "    )\n"
     )
     path = ":".join([str(folder), *filter(None, sys.path)])

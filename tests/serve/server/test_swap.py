@@ -107,7 +107,7 @@ def test_ids_that_change_their_names_are_not_followed_without_consent(
         registry.promote("colours:3")
         until(lambda: 'follow_failed{model="colours"} 1.0' in client.get("/metrics").text, what="it was followed")
     assert segment(client).headers["x-cilseg-model"] == "colours:1"
-    registry.promote("colours:1")
+    registry.promote("colours:1", class_change=True)
     registry.promote("colours:3", class_change=True)
     until(lambda: segment(client).headers["x-cilseg-model"] == "colours:3", what="consent was not heard")
 
