@@ -36,6 +36,7 @@ VERBS = {
     "export": "export",
     "predict": "predict",
     "serve": "serve",
+    "drift": "drift",
     "scenes": "scenes",
     "doctor": "doctor",
 }

@@ -16,6 +16,7 @@ from cilseg.registry import Registry, Version
 from cilseg_serve.segmentation import Segmentation
 from cilseg_serve.segmenter import Segmenter
 from cilseg_serve.server.batching import Batcher
+from cilseg_serve.server.drift_watch import DriftWatch
 from cilseg_serve.server.settings import ServerSettings
 
 Array = npt.NDArray[np.uint8]
@@ -41,10 +42,12 @@ class Deployment:
         segmenter: Segmenter,
         settings: ServerSettings,
         *,
+        drift: DriftWatch,
         observe: Observe,
         on_run: Callable[[Deployment, int, float], None],
     ) -> None:
         self.version, self.segmenter = version, segmenter
+        self.drift = drift
         self.loaded_at = time.time()
         self._observe, self._users = observe, 0
         self._next_sure = 0.0

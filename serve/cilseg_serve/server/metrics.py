@@ -72,7 +72,12 @@ class Metrics:
             **into,
         )
         self.updates = Gauge("cilseg_update_count", "Updates by state.", ("state",), **into)
-        self.drift = Gauge("cilseg_drift_psi", "Drift against the gate set.", (*_MODEL, "signal"), **into)
+        self.drift = Gauge(
+            "cilseg_drift_ratio",
+            "Distance from the gate set when /v1/drift was last asked: PSI of class_mix, else Kolmogorov-Smirnov.",
+            (*_MODEL, "signal"),
+            **into,
+        )
         info = Gauge("cilseg_server_info", "The server.", ("cilseg",), **into)
         info.labels(__version__).set(1)
         self._shares: dict[tuple[str, str], npt.NDArray[np.float64]] = {}

@@ -18,6 +18,7 @@ from cilseg_serve.segmentation import Segmentation
 from cilseg_serve.segmenter import Segmenter
 from cilseg_serve.server.access import authorise
 from cilseg_serve.server.deployment import Deployment
+from cilseg_serve.server.drift_watch import DriftWatch
 from cilseg_serve.server.gateway import Traffic
 from cilseg_serve.server.metrics import Metrics
 from cilseg_serve.server.pool import ModelPool
@@ -52,11 +53,19 @@ class ServerState:
 
     def deploy(self, version: Version, segmenter: Segmenter) -> Deployment:
         """Return a deployment whose runs and answers are observed."""
-        return Deployment(version, segmenter, self.settings, observe=self._observe, on_run=self._on_run)
+        return Deployment(
+            version,
+            segmenter,
+            self.settings,
+            drift=DriftWatch(self.registry, version),
+            observe=self._observe,
+            on_run=self._on_run,
+        )
 
     def _observe(
         self, deployment: Deployment, images: Sequence[npt.NDArray[np.uint8]], results: Sequence[Segmentation]
     ) -> None:
+        deployment.drift.see(images, results)
         self.metrics.observe_masks(deployment.model, str(deployment.number), results)
 
     def _on_run(self, deployment: Deployment, size: int, run_s: float) -> None:

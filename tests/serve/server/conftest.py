@@ -28,6 +28,13 @@ def open_client(registry: Registry) -> Iterator[Open]:
         yield lambda **settings: stack.enter_context(opened(registry, **settings))
 
 
+@pytest.fixture
+def open_on() -> Iterator[Open]:
+    """Return a function that starts the application on a registry and gives its client."""
+    with contextlib.ExitStack() as stack:
+        yield lambda registry, **settings: stack.enter_context(opened(registry, **settings))
+
+
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """The application with ``colours:1``; shared, so nothing is changed through it."""
