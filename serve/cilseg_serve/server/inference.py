@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -147,7 +148,7 @@ async def _decode(state: ServerState, pictures: Sequence[Picture], images: list[
             if not picture:
                 raise InputError(f"{name} is empty (0 bytes). Send the bytes of a JPEG or PNG file.")
             decoding = loop.run_in_executor(
-                state.decoders, lambda p=picture, n=name: decode_upload(p, limits, state.pixels, name=n)
+                state.decoders, partial(decode_upload, picture, limits, state.pixels, name=name)
             )
             try:
                 images.append(await asyncio.shield(decoding))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        into = {"registry": self.registry}
+        into: Any = {"registry": self.registry}
         self.requests = Counter("cilseg_request", "Requests answered.", ("route", "method", "code"), **into)
         self.request_seconds = Histogram(
             "cilseg_request_duration_seconds", "From the first byte to the last.", ("route",), buckets=_SECONDS, **into

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import Depends, Request
+from fastapi import Request, params
 
 from cilseg.registry import Registry, Version
 from cilseg_serve.segmentation import Segmentation
@@ -137,12 +137,10 @@ def state_of(request: Request) -> ServerState:
     return cast(ServerState, request.app.state.server)
 
 
-def needs(role: str) -> object:
+def needs(role: str) -> params.Depends:
     """Return the dependency of routes that need a token with ``role``."""
 
     async def check(request: Request) -> None:
         authorise(request.headers.get("authorization"), role, state_of(request).settings.tokens)
 
-    check.__name__ = f"needs_{role}"
-    checker: Callable[[Request], Awaitable[None]] = check
-    return Depends(checker)
+    return params.Depends(check)

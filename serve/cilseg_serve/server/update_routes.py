@@ -65,7 +65,7 @@ class UpdateBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     tags: dict[str, Any] | None = None
     tag_list: str | None = None
-    options: UpdateOptions = Field(default_factory=lambda: UpdateOptions())
+    options: UpdateOptions = Field(default_factory=lambda: UpdateOptions.model_validate({}))
 
 
 @router.post("", dependencies=[needs("tag")], openapi_extra=_DOC)
