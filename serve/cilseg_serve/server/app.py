@@ -14,6 +14,7 @@ from cilseg import __version__
 from cilseg.errors import CilsegError
 from cilseg.registry import Registry
 from cilseg_serve.server import drift_routes, oip, registry_routes, segment, tagging_routes, update_routes
+from cilseg_serve.server.api_page import api_page
 from cilseg_serve.server.gateway import Gateway, error_answer
 from cilseg_serve.server.settings import ServerSettings
 from cilseg_serve.server.state import ServerState, needs, state_of
@@ -50,11 +51,17 @@ def make_app(settings: ServerSettings, *, registry: Registry | None = None) -> F
     for module in (oip, segment, registry_routes, tagging_routes, update_routes, drift_routes):
         app.include_router(module.router)
     app.add_api_route("/metrics", metrics, methods=["GET"], dependencies=[needs("infer")], response_class=Response)
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(CilsegError, on_cilseg_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_middleware(Gateway, settings=settings, traffic=state.traffic, metrics=state.metrics)
     return app
+
+
+async def docs(request: Request) -> Response:
+    """This interface, to read."""
+    return Response(api_page(request.app.openapi()), media_type="text/html")
 
 
 async def metrics(request: Request) -> Response:
