@@ -33,7 +33,13 @@ def command(
     backend: Annotated[str | None, typer.Option("--backend", help="Runtime of the models.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one run.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Runs at one time, per version.")] = 1,
-    max_batch: Annotated[int, typer.Option("--max-batch", min=1, max=256, help="Images that share a run.")] = 4,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, max=256, help="Images that share a run, at most.")
+    ] = 8,
+    batch_pixels: Annotated[
+        int | None,
+        typer.Option("--batch-pixels", min=1, help="Pixels that share a run; default by device: 300,000 or 4 million."),
+    ] = None,
     batch_delay_ms: Annotated[
         float, typer.Option("--batch-delay-ms", min=0, help="How long a run waits for company.")
     ] = 0.0,
@@ -105,7 +111,13 @@ def command(
                 timeout_s=timeout_s,
                 max_timeout_s=max(300.0, timeout_s),
             ),
-            batching=Batching(max_batch=max_batch, delay_s=batch_delay_ms / 1000, max_queue=max_queue, workers=workers),
+            batching=Batching(
+                max_batch=max_batch,
+                batch_pixels=batch_pixels,
+                delay_s=batch_delay_ms / 1000,
+                max_queue=max_queue,
+                workers=workers,
+            ),
             drain_s=drain_s,
             poll_s=poll_s,
             state_dir=state,

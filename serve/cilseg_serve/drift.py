@@ -29,7 +29,7 @@ ALPHA = 0.01
 """Chance of a false alarm in one comparison, all signals together (Bonferroni)."""
 _SHARE_FLOOR = 1e-4
 _DRAWS = 400
-_SIDE_PX = 160
+_SIDE_PX = 80
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ def api_page(document: dict[str, Any]) -> str:
     body = "".join(f"<h2>{html.escape(tag)}</h2>{''.join(parts)}" for tag, parts in groups.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: HTTP API</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body><main>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        "<body><main>"
         f"<h1>{title}: HTTP API</h1><p>{html.escape(document['info'].get('summary', ''))} Machine-readable: "
-        '<a href="openapi.json">openapi.json</a>. Errors are <code>{"error": "..."}</code>. Where the server has tokens, '
-        f"send <code>Authorization: Bearer TOKEN</code>.</p>{body}</main></body></html>"
+        '<a href="openapi.json">openapi.json</a>. Errors are <code>{"error": "..."}</code>. Where the server has '
+        f"tokens, send <code>Authorization: Bearer TOKEN</code>.</p>{body}</main></body></html>"
     )
 
 

@@ -53,6 +53,7 @@ class Batcher(Generic[Work, Answer]):
     Args:
         run: answers a batch of one shape, in order; called in a thread. When it fails on several, each is run alone,
             so that one bad image harms no other.
+        largest: how many images of a shape may share a run; default: ``settings.max_batch``.
         on_run: called after each run with its number of images and its duration in seconds.
         name: how messages call it.
     """
@@ -63,11 +64,13 @@ class Batcher(Generic[Work, Answer]):
         *,
         name: str,
         settings: Batching,
+        largest: Callable[[Hashable], int] | None = None,
         on_run: Callable[[int, float], None] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._run, self._name, self._settings = run, name, settings
         self._on_run, self._clock = on_run, clock
+        self._largest = largest or (lambda _: settings.max_batch)
         self._queue: dict[int, _Waiting[Work, Answer]] = {}
         self._keys = itertools.count()
         self._reserved = 0
@@ -155,7 +158,7 @@ class Batcher(Generic[Work, Answer]):
             keys = self._next_keys()
             oldest = self._queue[keys[0]]
             ripe_s = oldest.since + self._settings.delay_s - self._clock()
-            if len(keys) < self._settings.max_batch and ripe_s > 0:
+            if len(keys) < self._largest(oldest.shape) and ripe_s > 0:
                 if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(ripe_s, self._on_timer)
                 return
@@ -174,7 +177,7 @@ class Batcher(Generic[Work, Answer]):
         """Return the keys of the next batch: the oldest image, and those of its shape in order."""
         shape = next(iter(self._queue.values())).shape
         alike = (key for key, item in self._queue.items() if item.shape == shape)
-        return list(itertools.islice(alike, self._settings.max_batch))
+        return list(itertools.islice(alike, self._largest(shape)))
 
     def _run_batch(self, works: list[Work]) -> list[Answer | Exception]:
         try:

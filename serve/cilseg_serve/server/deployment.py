@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cilseg_serve.segmentation import Segmentation
 from cilseg_serve.segmenter import Segmenter
 from cilseg_serve.server.batching import Batcher
 from cilseg_serve.server.drift_watch import DriftWatch
-from cilseg_serve.server.settings import ServerSettings
+from cilseg_serve.server.settings import CPU_BATCH_PIXELS, GPU_BATCH_PIXELS, Batching, ServerSettings
 
 Array = npt.NDArray[np.uint8]
 Observe = Callable[["Deployment", Sequence[Array], Sequence[Segmentation]], None]
@@ -55,6 +56,7 @@ class Deployment:
             self._run,
             name=version.ref,
             settings=settings.batching,
+            largest=partial(images_per_run, settings=settings.batching, providers=segmenter.providers),
             on_run=lambda size, run_s: on_run(self, size, run_s),
         )
 
@@ -96,6 +98,14 @@ class Deployment:
         results = self.segmenter.segment_batch(images, confidence=wanted or due)
         self._observe(self, images, results)
         return results
+
+
+def images_per_run(shape: Any, *, settings: Batching, providers: Sequence[str]) -> int:
+    """Return how many images of ``shape``, ``((h, w), confidence)``, share a run on these providers."""
+    (height, width), _ = shape
+    accelerated = any(name in p.upper() for p in providers for name in ("CUDA", "TENSORRT", "GPU"))
+    pixels = settings.batch_pixels or (GPU_BATCH_PIXELS if accelerated else CPU_BATCH_PIXELS)
+    return max(1, min(settings.max_batch, pixels // (height * width)))
 
 
 def load_segmenter(registry: Registry, version: Version, settings: ServerSettings) -> Segmenter:

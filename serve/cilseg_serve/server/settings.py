@@ -9,6 +9,9 @@ from pathlib import Path
 from cilseg_serve.server.access import Token
 
 MIB = 2**20
+CPU_BATCH_PIXELS = 300_000
+"""On a CPU a run of four 512 x 512 images takes as long as four runs; only small images gain by sharing one."""
+GPU_BATCH_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Limits:
 class Batching:
     """How requests share runs of the network."""
 
-    max_batch: int = 4
+    max_batch: int = 8
+    batch_pixels: int | None = None
+    """Pixels, as the network sees them, that share a run. None: :data:`CPU_BATCH_PIXELS` or
+    :data:`GPU_BATCH_PIXELS`."""
     delay_s: float = 0.0
     """How long a run waits for company while a worker is free. 0: what queued up meanwhile runs together."""
     max_queue: int = 64

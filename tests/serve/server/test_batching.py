@@ -11,6 +11,7 @@ import pytest
 
 from cilseg.errors import CilsegError, InputError
 from cilseg_serve.server.batching import Batcher
+from cilseg_serve.server.deployment import images_per_run
 from cilseg_serve.server.errors import DeadlineError, OverloadedError, TooLargeError, UnavailableError
 from cilseg_serve.server.settings import Batching
 
@@ -69,6 +70,18 @@ def test_equal_shapes_that_wait_share_a_run_and_the_oldest_goes_first() -> None:
         assert [d.batch_size for d in done] == [1, 3, 2, 3, 3, 1, 2]
 
     assert run(story, max_batch=3).batches == [["a"], ["b", "d", "e"], ["c", "g"], ["f"]]
+
+
+def test_large_images_run_alone_on_a_cpu() -> None:
+    def images(height: int, width: int, *providers: str, **settings: int) -> int:
+        return images_per_run(((height, width), False), settings=Batching(**settings), providers=providers)
+
+    assert images(512, 512, "CPUExecutionProvider") == 1
+    assert images(2000, 2000, "CPUExecutionProvider") == 1
+    assert images(256, 256, "CPUExecutionProvider") == 4
+    assert images(64, 64, "CPUExecutionProvider", max_batch=6) == 6
+    assert images(512, 512, "CUDAExecutionProvider", "CPUExecutionProvider") == 8
+    assert images(512, 512, "CPUExecutionProvider", batch_pixels=10**9) == 8
 
 
 def test_a_delay_waits_for_company_but_not_for_ever() -> None:
