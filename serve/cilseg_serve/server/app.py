@@ -44,6 +44,7 @@ def make_app(settings: ServerSettings, *, registry: Registry | None = None) -> F
         summary="Semantic segmentation: Open Inference Protocol v2, and more.",
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         responses={"4XX": {"description": 'What is wrong with the request: {"error": "..."}'}},
     )

@@ -194,12 +194,12 @@ def _parameters(holder: Mapping[str, Any], what: str) -> Mapping[str, Any]:
 
 def _pictures(entry: Mapping[str, Any], blobs: memoryview) -> tuple[Picture, ...]:
     name, datatype = entry.get("name"), entry.get("datatype")
-    if name not in (IMAGE, ENCODED):
+    if not isinstance(name, str) or name not in (IMAGE, ENCODED):
         raise BadRequestError(
             f"There is no input {str(name)[:100]!r}.{did_you_mean(str(name)[:100], (IMAGE, ENCODED))} Inputs: {IMAGE} "
             f"(UINT8, [N, H, W, 3]) or {ENCODED} (BYTES, [N])."
         )
-    if datatype not in DATATYPES:
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise BadRequestError(
             f"Input {name!r}: there is no datatype {str(datatype)[:40]!r}."
             f"{did_you_mean(str(datatype)[:40], DATATYPES)} Use UINT8 or BYTES."
@@ -271,7 +271,7 @@ def _outputs(value: Any, *, binary: bool) -> tuple[WantedOutput, ...]:
     wanted: list[WantedOutput] = []
     for entry in value:
         name = entry.get("name")
-        if name not in OUTPUTS:
+        if not isinstance(name, str) or name not in OUTPUTS:
             raise BadRequestError(
                 f"There is no output {str(name)[:100]!r}.{did_you_mean(str(name)[:100], OUTPUTS)} "
                 f"Outputs: {', '.join(OUTPUTS)}."
