@@ -1,7 +1,7 @@
 """Whether hostile requests break the server: python -m benchmarks.serve_fuzz
 
 Sends mutated images, broken binary tensors, broken JSON and random requests to every route of the OpenAPI document,
-from several clients at one time, and counts answers of 5xx, hangs and crashes; every minute a good request must be answered
+from several clients at one time, and counts answers of 5xx, hangs and crashes; every minute a good one must be answered
 right. Where schemathesis is installed, it runs against the same server afterwards. Everything is drawn from ``--seed``.
 """
 

@@ -56,7 +56,7 @@ class Deployment:
             self._run,
             name=version.ref,
             settings=settings.batching,
-            largest=partial(images_per_run, settings=settings.batching, providers=segmenter.providers),
+            largest=partial(images_per_run, settings=settings.batching, device=device_of(segmenter)),
             on_run=lambda size, run_s: on_run(self, size, run_s),
         )
 
@@ -100,12 +100,16 @@ class Deployment:
         return results
 
 
-def images_per_run(shape: Any, *, settings: Batching, providers: Sequence[str]) -> int:
-    """Return how many images of ``shape``, ``((h, w), confidence)``, share a run on these providers."""
+def images_per_run(shape: Any, *, settings: Batching, device: str) -> int:
+    """Return how many images of ``shape``, ``((h, w), confidence)``, share a run on ``device``."""
     (height, width), _ = shape
-    accelerated = any(name in p.upper() for p in providers for name in ("CUDA", "TENSORRT", "GPU"))
-    pixels = settings.batch_pixels or (GPU_BATCH_PIXELS if accelerated else CPU_BATCH_PIXELS)
+    pixels = settings.batch_pixels or (CPU_BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS)
     return max(1, min(settings.max_batch, pixels // (height * width)))
+
+
+def device_of(segmenter: Segmenter) -> str:
+    """Return where a segmenter runs; ``cpu`` where its runtime does not say."""
+    return str(getattr(getattr(segmenter, "backend", None), "device", "cpu"))
 
 
 def load_segmenter(registry: Registry, version: Version, settings: ServerSettings) -> Segmenter:

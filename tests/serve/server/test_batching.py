@@ -73,15 +73,15 @@ def test_equal_shapes_that_wait_share_a_run_and_the_oldest_goes_first() -> None:
 
 
 def test_large_images_run_alone_on_a_cpu() -> None:
-    def images(height: int, width: int, *providers: str, **settings: int) -> int:
-        return images_per_run(((height, width), False), settings=Batching(**settings), providers=providers)
+    def images(height: int, width: int, device: str, **settings: int) -> int:
+        return images_per_run(((height, width), False), settings=Batching(**settings), device=device)
 
-    assert images(512, 512, "CPUExecutionProvider") == 1
-    assert images(2000, 2000, "CPUExecutionProvider") == 1
-    assert images(256, 256, "CPUExecutionProvider") == 4
-    assert images(64, 64, "CPUExecutionProvider", max_batch=6) == 6
-    assert images(512, 512, "CUDAExecutionProvider", "CPUExecutionProvider") == 8
-    assert images(512, 512, "CPUExecutionProvider", batch_pixels=10**9) == 8
+    assert images(512, 512, "cpu") == 1
+    assert images(2000, 2000, "cpu") == 1
+    assert images(256, 256, "cpu") == 4
+    assert images(64, 64, "cpu", max_batch=6) == 6
+    assert images(512, 512, "cuda") == 8
+    assert images(512, 512, "cpu", batch_pixels=10**9) == 8
 
 
 def test_a_delay_waits_for_company_but_not_for_ever() -> None:
