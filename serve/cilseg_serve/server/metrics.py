@@ -108,8 +108,14 @@ class Metrics:
     def forget(self, model: str, version: str) -> None:
         """Drop the gauges of a version that was unloaded; counters stay."""
         self._shares.pop((model, version), None)
-        for gauge in (self.share, self.drift, self.queue_length):
-            gauge.remove_by_labels({"model": model, "version": version})
+        for gauge, names in (
+            (self.share, (*_MODEL, "class")),
+            (self.drift, (*_MODEL, "signal")),
+            (self.queue_length, _MODEL),
+        ):
+            for sample in [s for family in gauge.collect() for s in family.samples]:
+                if (sample.labels["model"], sample.labels["version"]) == (model, version):
+                    gauge.remove(*(sample.labels[name] for name in names))
 
     def text(self) -> bytes:
         """Return what ``/metrics`` answers."""

@@ -52,9 +52,16 @@ class Served:
 class ModelPool:
     """The models of one server. Methods belong to the event loop; the registry and loading are used in threads."""
 
-    def __init__(self, registry: Registry, settings: ServerSettings, *, make: MakeDeployment) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings: ServerSettings,
+        *,
+        make: MakeDeployment,
+        on_retired: Callable[[Deployment], None] | None = None,
+    ) -> None:
         self.registry, self.settings = registry, settings
-        self._make = make
+        self._make, self._on_retired = make, on_retired
         self.models: dict[str, Served] = {}
         self._lease: Lease | None = None
         self._lease_until = 0.0
@@ -211,7 +218,10 @@ class ModelPool:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.settings.poll_s)
             self._wake.clear()
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:
+                _logger.exception("The registry could not be followed; trying again")
 
     async def poll(self) -> None:
         """Look once where the aliases point, swap what moved, and renew the lease. Never raises CilsegError."""
@@ -287,18 +297,25 @@ class ModelPool:
                 self._lease = await asyncio.to_thread(
                     lambda: hold(self.registry, versions, expires_after_s=self.settings.lease_s)
                 )
-            self._lease_until = time.monotonic() + self.settings.lease_s
-        except OSError as error:  # a registry that is mounted read-only: gc cannot run there either
+        except (CilsegError, OSError) as error:
+            if more and isinstance(error, CilsegError):
+                raise
+            # Mounted read-only, so that gc cannot run there either; or out of reach, then it is tried again.
             _logger.warning("No lease on the versions in memory: %s", error)
-            self._lease_until = time.monotonic() + self.settings.lease_s
+        self._lease_until = time.monotonic() + self.settings.lease_s
 
     def _retire(self, served: Served) -> None:
         keep = {served.default, served.previous, *served.pinned, *served.beside.values()}
         for number in [n for n in served.loaded if n not in keep]:
             deployment = served.loaded.pop(number)
-            task = asyncio.create_task(deployment.close())
+            task = asyncio.create_task(self._let_go(deployment))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _let_go(self, deployment: Deployment) -> None:
+        await deployment.close()
+        if self._on_retired is not None:
+            self._on_retired(deployment)
 
     async def close(self) -> None:
         """Let everything go and release the lease."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from cilseg_serve.server.uploads import PixelBudget
 from cilseg_serve.server.watched_folder import WatchedFolder
 
 DECODERS = 2
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,7 +46,7 @@ class ServerState:
     def __post_init__(self) -> None:
         self.pixels = PixelBudget(self.settings.limits.decoded_pixels)
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self.pool = ModelPool(self.registry, self.settings, make=self.deploy)
+        self.pool = ModelPool(self.registry, self.settings, make=self.deploy, on_retired=self._on_retired)
         self.state_dir = Path(self.settings.state_dir or self.registry.root / "serve").absolute()
         self.tags_dir = self.state_dir / "tags"
         self.jobs = JobFolder(self.state_dir / "updates")
@@ -67,6 +69,9 @@ class ServerState:
     ) -> None:
         deployment.drift.see(images, results)
         self.metrics.observe_masks(deployment.model, str(deployment.number), results)
+
+    def _on_retired(self, deployment: Deployment) -> None:
+        self.metrics.forget(deployment.model, str(deployment.number))
 
     def _on_run(self, deployment: Deployment, size: int, run_s: float) -> None:
         labels = (deployment.model, str(deployment.number))
@@ -92,7 +97,10 @@ class ServerState:
         """Run ``work`` beside the requests until the server stops."""
 
         async def run() -> None:
-            await work
+            try:
+                await work
+            except Exception:
+                _logger.exception("Something that runs beside the requests ended")
 
         task = asyncio.create_task(run())
         self.tasks.add(task)

@@ -76,9 +76,11 @@ class UpdateRunner:
                     continue
                 try:
                     await self._work(waiting)
-                except (OSError, CilsegError) as error:
+                except Exception as error:
                     _logger.exception("update %s cannot be run", waiting.id)
-                    self.jobs.change(waiting, state="failed", finished_at=now(), error=str(error))
+                    known = isinstance(error, OSError | CilsegError)
+                    text = str(error) if known else f"{type(error).__name__} in the server; its log says more."
+                    self.jobs.change(waiting, state="failed", finished_at=now(), error=text)
                 self._on_done()
 
     async def _recover(self) -> None:

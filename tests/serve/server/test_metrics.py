@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server_world import encoded, picture
 from starlette.testclient import TestClient
+
+from cilseg_serve.server.access import parse_tokens
 
 DASHBOARD = Path(__file__).parents[3] / "serve" / "grafana" / "cilseg.json"
 
@@ -53,6 +56,22 @@ def test_requests_images_pixels_and_confidence(open_client: Any) -> None:
     info = [labels for (name, labels), _ in found.items() if name == "cilseg_model_info"]
     assert dict(info[0])["default"] == "true"
     assert value(found, "cilseg_request_in_flight") == 1
+
+
+def test_gauges_of_an_unloaded_version_vanish(open_client: Any) -> None:
+    tokens = parse_tokens(["a-secret-token"])
+    client = open_client(refs=("colours:1", "colours:2"), tokens=tokens)
+    client.headers["Authorization"] = "Bearer a-secret-token"
+    for version in ("1", "2"):
+        client.post("/v1/segment", content=encoded(picture()), params={"version": version})
+    client.post("/v2/repository/models/colours/unload", json={"parameters": {"version": "2"}})
+    end = time.monotonic() + 10
+    while 'class_pixel_ratio{class="red",model="colours",version="2"}' in (text := client.get("/metrics").text):
+        assert time.monotonic() < end, text
+        time.sleep(0.05)
+    assert 'cilseg_queue_length{model="colours",version="1"}' in text
+    assert 'cilseg_queue_length{model="colours",version="2"}' not in text
+    assert 'cilseg_image_total{model="colours",version="2"} 1.0' in text
 
 
 def test_paths_do_not_become_labels(client: TestClient) -> None:
