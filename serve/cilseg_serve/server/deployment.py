@@ -104,7 +104,7 @@ def images_per_run(shape: Any, *, settings: Batching, device: str) -> int:
     """Return how many images of ``shape``, ``((h, w), confidence)``, share a run on ``device``."""
     (height, width), _ = shape
     pixels = settings.batch_pixels or (CPU_BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS)
-    return max(1, min(settings.max_batch, pixels // (height * width)))
+    return max(1, min(settings.max_batch, int(pixels // (height * width))))
 
 
 def device_of(segmenter: Segmenter) -> str:
