@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """``slow:1``, whose runs take about a second."""
     folder = tmp_path_factory.mktemp("slow")
     registry = Registry.open(folder / "registry")
-    register(registry, folder, name="slow", model=make_model(work=2200), seed=1)
+    register(registry, folder, name="slow", model=make_model(work=2600), seed=1)
     return registry
 
 
@@ -95,11 +96,14 @@ def test_who_leaves_is_taken_out_of_the_queue(slow: Registry) -> None:
         until_busy(server, 6)
         for connection in leaving:
             connection.close()
-        until_busy(server, 0) if not thread.is_alive() else until_busy(server, 1)
         thread.join()
+        until_busy(server, 0)
         assert answers[0].status_code == 200
         text = httpx.get(f"{server.url}/metrics").text
-        assert 'cilseg_image_total{model="slow",version="1"} 1.0' in text
+        # on a busy machine one or two of them may have been running already when they left
+        ran = re.search(r'cilseg_image_total{model="slow",version="1"} (\d+)', text)
+        assert ran is not None
+        assert int(ran[1]) <= 3
         assert 'code="499"' in text
         gone = [line for line in server.log() if line.get("code") == 499]
         assert len(gone) == 5
