@@ -31,6 +31,7 @@ def loaded_after(code: str) -> set[str]:
         "import cilseg_serve\ncilseg_serve.Segmenter",
         "import cilseg.config\ncilseg.config.load_config('tiny')",
         "import cilseg.bench.config",
+        "import cilseg_serve.server.app, cilseg_serve.server.process, cilseg_serve.drift_reference",
     ],
 )
 def test_imports_without_torch(code):
@@ -42,7 +43,15 @@ def test_the_probe_can_fail():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["update", "--help"], ["list", "--help"], ["bench", "protocol", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["update", "--help"],
+        ["list", "--help"],
+        ["serve", "--help"],
+        ["bench", "protocol", "--help"],
+    ],
 )
 def test_help_without_torch(arguments):
     code = (

@@ -35,6 +35,8 @@ VERBS = {
     "migrate": "migrate",
     "export": "export",
     "predict": "predict",
+    "serve": "serve",
+    "drift": "drift",
     "scenes": "scenes",
     "doctor": "doctor",
 }
@@ -48,6 +50,7 @@ _EXTRA_OF = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), "serve"),
     "psycopg": "postgres",
     "fsspec": "s3",
     "s3fs": "s3",

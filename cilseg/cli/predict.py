@@ -61,6 +61,7 @@ def command(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Run a model without a passed parity check.")
     ] = False,
+    precision: Annotated[str, typer.Option("--precision", help="Exported file to run: fp32, fp16, int8.")] = "fp32",
     backend: Annotated[
         str,
         typer.Option("--backend", help="auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt."),
@@ -99,7 +100,9 @@ def command(
         from cilseg_serve.ray_engine import RayEngine
 
         runs_on = RayEngine(registry=registry, workers=workers, allow_unverified=allow_unverified, backend=backend)
-    segmenter = Segmenter(model, registry=registry, allow_unverified=allow_unverified, backend=backend)
+    segmenter = Segmenter(
+        model, registry=registry, allow_unverified=allow_unverified, backend=backend, precision=precision
+    )
     window = None if tile is None else SlidingWindow(segmenter, tile_px=tile, overlap_px=overlap)
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(

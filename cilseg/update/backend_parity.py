@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,10 @@ from cilseg.registry import Version
 from cilseg.update.gate_set import open_gate_set
 from cilseg_serve.backends.base import ONNXRUNTIME_CUDA, OPENVINO
 from cilseg_serve.images import read_image
+
+if TYPE_CHECKING:
+    from cilseg_export.accuracy import Accuracy, Answer
+    from cilseg_export.limits import ParityLimits
 
 FURTHER = (OPENVINO, ONNXRUNTIME_CUDA)
 """Runtimes of ONNX files beside onnxruntime on the CPU, where the export itself is checked."""
@@ -32,12 +36,13 @@ def check_backends(
     images: Sequence[npt.NDArray[np.uint8]],
     *,
     ids: Sequence[str],
-    limits: Any = None,
+    limits: ParityLimits | None = None,
+    accuracy: Callable[[Answer], Accuracy | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return backend -> summary of its parity check, for those that are installed and start here.
 
     A backend whose answers differ is recorded as failed and warned of; serving does not take it by itself. ``limits``
-    are those of the parity check.
+    are those of the parity check, ``accuracy`` measures the cost in IoU where they ask for it.
     """
     from cilseg_export.parity import check_parity
     from cilseg_export.runtime import BackendRuntime
@@ -54,7 +59,14 @@ def check_backends(
             continue
         with tempfile.TemporaryDirectory(prefix="cilseg-parity-") as folder:
             report = check_parity(
-                graph, model, images, out_dir=Path(folder), ids=ids, limits=limits, runtime=BackendRuntime(session)
+                graph,
+                model,
+                images,
+                out_dir=Path(folder),
+                ids=ids,
+                limits=limits,
+                runtime=BackendRuntime(session),
+                accuracy=accuracy(session.run) if accuracy else None,
             )
         verdicts[backend] = report.summary()
         if not report.passed:

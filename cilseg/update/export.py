@@ -191,7 +191,7 @@ def _export_float(
             kind="onnx",
             metadata={
                 "parity": {**parity, "report_sha256": written.sha256},
-                "backends": check_backends(graph, path, prepared, ids=names),
+                "backends": check_backends(graph, path, prepared, ids=names, limits=limits),
                 "export": record.to_json(),
             },
         )

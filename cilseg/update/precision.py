@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from cilseg.bundle import hash_file
 from cilseg.errors import ArtifactError, InputError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
+from cilseg.update.backend_parity import check_backends
 from cilseg.update.bundle import model_of
 from cilseg.update.calibration import Candidates, GateImages, open_candidates, presence, read_prepared
 
@@ -31,6 +32,12 @@ LABELS = {"float32": "", "float16": "fp16", "int8": "int8"}
 SENSITIVITY_FILE = "sensitivity.int8.json"
 _LOGGER = logging.getLogger(__name__)
 Pictures = tuple[list[str], list[npt.NDArray[np.uint8]]]
+
+
+class Measure(Protocol):
+    """What a file costs in IoU, run by onnxruntime or by what answers in its stead; None where no mask judges."""
+
+    def __call__(self, path: Path, answer: Answer | None = None, /) -> Accuracy | None: ...
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,10 @@ class LowerPrecision:
         names, images = self.pictures(gate)
         path = out_dir / model_file("float16")
         record, half = convert_to_half(self.float_model.path, path, images)
-        report = self._judge(path, (names, images), out_dir, self._accuracy(gate))
-        return path, report, {"export": record.to_json(), "float16": half.to_json()}
+        measure = self._accuracy(gate)
+        report = self._judge(path, (names, images), out_dir, measure)
+        further = self._on_backends(path, (names, images), measure)
+        return path, report, {"export": record.to_json(), "float16": half.to_json(), "backends": further}
 
     def int8(self, out_dir: Path, request: CalibrationRequest) -> tuple[Path, ParityReport, dict[str, Any]]:
         """Quantise, leaving the worst layers in float as far as the limits ask; return as :meth:`float16`."""
@@ -121,6 +130,7 @@ class LowerPrecision:
             report,
             {
                 "export": records[-1].to_json(),
+                "backends": self._on_backends(path, (names, images), measure),
                 "int8": {
                     **found.to_json(),
                     "method": request.method,
@@ -185,13 +195,13 @@ class LowerPrecision:
         rows = choose_images(shown, wanted, n_images=min(request.n_images, most))
         return [candidates.files[row] for row in rows], candidates
 
-    def _accuracy(self, gate: GateImages | None) -> Callable[[Path], Accuracy | None]:
+    def _accuracy(self, gate: GateImages | None) -> Measure:
         """Return what measures the cost in IoU of a file; the trained model is asked once."""
         from cilseg_export.accuracy import accuracy_of, confusion_of
         from cilseg_export.runtime import OnnxRuntime
 
         if gate is None:
-            return lambda _: None
+            return lambda *_: None
         classes = self.version.manifest.class_set
 
         def confusion(answer: Answer) -> npt.NDArray[np.int64]:
@@ -200,7 +210,9 @@ class LowerPrecision:
         expected = confusion(_torch_answer(self.graph()))
         known: dict[str, Accuracy | None] = {}
 
-        def measure(path: Path) -> Accuracy | None:
+        def measure(path: Path, answer: Answer | None = None, /) -> Accuracy | None:
+            if answer is not None:
+                return accuracy_of(expected, confusion(answer), class_set=classes, images=len(gate))
             if (digest := hash_file(path)) not in known:
                 given = confusion(OnnxRuntime(path).run)
                 known[digest] = accuracy_of(expected, given, class_set=classes, images=len(gate))
@@ -213,12 +225,18 @@ class LowerPrecision:
         outputs = self.float_model.metadata["export"]["outputs"]
         return InferenceGraph(model_of(self.version), self.version.manifest.preprocessing, outputs=outputs).eval()
 
+    def _on_backends(self, path: Path, pictures: Pictures, measure: Measure) -> dict[str, dict[str, Any]]:
+        names, images = pictures
+        return check_backends(
+            self.graph(), path, images, ids=names, limits=self.limits, accuracy=lambda answer: measure(path, answer)
+        )
+
     def _judge(
         self,
         path: Path,
         pictures: Pictures,
         out_dir: Path,
-        measure: Callable[[Path], Accuracy | None],
+        measure: Measure,
     ) -> ParityReport:
         from cilseg_export.metadata import read_metadata
         from cilseg_export.parity import check_parity

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilseg.bundle import MANIFEST
-from cilseg.errors import ArtifactError, InputError, NotFoundError, ParityError
+from cilseg.errors import ArtifactError, InputError, NotFoundError, ParityError, did_you_mean
 from cilseg_serve.backends.base import ONNXRUNTIME, TENSORRT
 from cilseg_serve.backends.engine_file import find_engine
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ATTACHMENTS = "attachments"
 MODEL_FILE = "model.onnx"
+MODEL_FILES = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+"""Attachment of each precision."""
 _AGAIN = "Export it again with: cilseg export REF"
 _READ_ATTEMPTS = 4
 
@@ -49,9 +51,18 @@ def locate(source: str | Path | None, registry: Registry | str | Path | None) ->
 
 
 def read_for_backend(
-    directory: Path, name: str, *, backend: str, digest: str, allow_unverified: bool = False
+    directory: Path,
+    name: str,
+    *,
+    backend: str,
+    digest: str,
+    precision: str = "fp32",
+    allow_unverified: bool = False,
 ) -> tuple[bytes | Path, frozenset[str]]:
     """Return the model that ``backend`` runs (the engine's path for TensorRT), and where it passed its parity check.
+
+    Args:
+        precision: which of the exported files, a key of ``MODEL_FILES``; TensorRT takes the engine that is there.
 
     Raises:
         as :func:`read_model`; NotFoundError also when there is no TensorRT engine.
@@ -60,9 +71,23 @@ def read_for_backend(
         path = find_engine(directory / ATTACHMENTS, name)
         record = _read_checked(path, name, digest=digest, allow_unverified=allow_unverified)[1]
         return path, frozenset({TENSORRT}) if _passed(record.get("parity")) else frozenset()
-    path = directory / ATTACHMENTS / MODEL_FILE
+    path = directory / ATTACHMENTS / model_file(precision)
     data, record = _read_checked(path, name, digest=digest, allow_unverified=allow_unverified)
     return data, verified_backends(record)
+
+
+def model_file(precision: str) -> str:
+    """Return the attachment's name of a precision.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    if precision not in MODEL_FILES:
+        raise InputError(
+            f"Unknown precision {precision!r}.{did_you_mean(precision, MODEL_FILES)} "
+            f"Precisions: {', '.join(MODEL_FILES)}."
+        )
+    return MODEL_FILES[precision]
 
 
 def read_model(directory: Path, name: str, *, digest: str, allow_unverified: bool = False) -> bytes:
@@ -109,6 +134,7 @@ def _read_checked(path: Path, name: str, *, digest: str, allow_unverified: bool)
         except FileNotFoundError:
             raise NotFoundError(
                 f"{name} has no exported model ({path} is missing). Make one with: cilseg export REF"
+                + next((f" --precision {p}" for p, f in MODEL_FILES.items() if f == path.name and p != "fp32"), "")
             ) from None
         actual = hashlib.sha256(data).hexdigest()
         entries = _read_sidecar(path.with_name(path.name + ".json"), name)

@@ -28,13 +28,14 @@ class RayEngine:
         registry: where workers look the model up; ``None``: as in :class:`~cilseg_serve.Segmenter`.
         workers: models that run at one time, each on one core and with one thread.
         allow_unverified: as in :class:`~cilseg_serve.Segmenter`.
-        backend: likewise.
+        backend, precision: likewise.
     """
 
     registry: str | Path | None = None
     workers: int = 2
     allow_unverified: bool = False
     backend: str = "auto"
+    precision: str = "fp32"
 
     def run(self, job: Job, items: Sequence[Item]) -> Iterator[Row]:
         """Do all items and give their rows as they are done, in any order.
@@ -72,6 +73,7 @@ class RayEngine:
             "registry": self._registry(),
             "allow_unverified": self.allow_unverified,
             "backend": self.backend,
+            "precision": self.precision,
             "digest": job.segmenter.digest,
             "target": str(job.target.absolute()),
             "options": asdict(job.options),
@@ -97,6 +99,7 @@ class _Worker:
             threads=1,
             allow_unverified=plan["allow_unverified"],
             backend=plan["backend"],
+            precision=plan["precision"],
         )
         if segmenter.digest != plan["digest"]:
             raise CilsegError(f"{plan['model']} is {segmenter.digest} on a worker, {plan['digest']} on the caller.")

@@ -47,6 +47,7 @@ class Segmenter:
         allow_unverified: run a model whose parity check is missing or failed, with a warning.
         backend: runtime, one of ``backends.base.BACKENDS``; ``auto`` takes the fastest one here on which the model
             passed its parity check.
+        precision: which exported file to run: ``fp32``, ``fp16`` or ``int8`` (``cilseg export --precision``).
 
     Attributes:
         class_set: classes of the model; position = id in masks.
@@ -80,6 +81,7 @@ class Segmenter:
         threads: int | None = None,
         allow_unverified: bool = False,
         backend: str = "auto",
+        precision: str = "fp32",
     ) -> None:
         check_backend(backend)
         directory, self.name, expected_digest = locate(source, registry)
@@ -91,7 +93,12 @@ class Segmenter:
                 f"{expected_digest[:19]}...: it was changed. Restore the store from its backup, or register again."
             )
         model, verified = read_for_backend(
-            directory, self.name, backend=backend, digest=self.digest, allow_unverified=allow_unverified
+            directory,
+            self.name,
+            backend=backend,
+            digest=self.digest,
+            precision=precision,
+            allow_unverified=allow_unverified,
         )
         self.class_set = manifest.class_set
         self.preprocessing = manifest.preprocessing

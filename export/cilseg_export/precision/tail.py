@@ -89,19 +89,19 @@ class _Builder:
         # Borders repeat the outermost site, as upsampling does: (h + 1) x (w + 1) cells of factor x factor pixels.
         padded = self.add("Pad", logits, self.number(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
         sites = self.add("Transpose", padded, perm=[0, 2, 3, 1])
-        winners = self.add("Cast", self.add("ArgMax", sites, axis=3, keepdims=0), to=TensorProto.INT32)
+        winners = self.add("Cast", self.add("ArgMax", padded, axis=1, keepdims=0), to=TensorProto.INT32)
         starts = [(top, left) for top in (0, 1) for left in (0, 1)]
         classes = [self._corner(winners, *start) for start in starts]
         same = [self.add("Equal", classes[0], other) for other in classes[1:]]
         uniform = self.add("And", self.add("And", same[0], same[1]), same[2])
         mixed = self.add("Transpose", self.add("NonZero", self.add("Not", uniform)), perm=[1, 0])  # (K, 3)
         corners = [
-            self.add("Unsqueeze", self.add("GatherND", self._corner(sites, *start), mixed), self.number(1))
+            self.add("Unsqueeze", self.add("GatherND", self._corner(sites, *start), mixed), self.number(2))
             for start in starts
         ]
-        quads = self.add("Concat", *corners, axis=1)  # (K, 4, C)
-        self.constants["tail_weights"] = _weights(factor)
-        pixels = self.add("ArgMax", self.add("MatMul", "tail_weights", quads), axis=2, keepdims=0)
+        quads = self.add("Concat", *corners, axis=2)  # (K, C, 4)
+        self.constants["tail_weights"] = np.ascontiguousarray(_weights(factor).T)
+        pixels = self.add("ArgMax", self.add("MatMul", quads, "tail_weights"), axis=1, keepdims=0)
         pixels = self.add("Cast", pixels, to=TensorProto.UINT8)  # (K, factor * factor)
 
         cells = self.add("Shape", uniform)

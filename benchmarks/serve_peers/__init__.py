@@ -1,0 +1,1 @@
+"""Endpoints that a user would write without cilseg, as the documentation of each framework shows it."""

@@ -1,0 +1,42 @@
+"""LitServe, as its documentation shows it: python -m benchmarks.serve_peers.lit_serve MODEL PORT
+
+Hooks as in the readme of Lightning-AI/LitServe; batching and the number of workers at their defaults.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import litserve
+import numpy as np
+import onnxruntime
+from fastapi import Request, Response
+from PIL import Image
+
+
+class SegmentationAPI(litserve.LitAPI):  # type: ignore[misc]
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._path = model
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        self._session = onnxruntime.InferenceSession(self._path, providers=["CPUExecutionProvider"])
+
+    async def decode_request(self, request: Request) -> Any:
+        return np.asarray(Image.open(io.BytesIO(await request.body())).convert("RGB"))
+
+    def predict(self, image: Any) -> Any:
+        (mask,) = self._session.run(["mask"], {"image": image[None]})
+        return mask[0]
+
+    def encode_response(self, mask: Any) -> Response:
+        buffer = io.BytesIO()
+        Image.fromarray(mask).save(buffer, format="PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(SegmentationAPI(sys.argv[1]), accelerator="cpu")
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
