@@ -49,12 +49,12 @@ def command(
     from cilseg.errors import NotFoundError
     from cilseg_serve.drift import compare
     from cilseg_serve.drift_reference import ATTACHMENT, load_reference, observe_files, save_reference
-    from cilseg_serve.predict import find_images
     from cilseg_serve.segmenter import Segmenter
+    from cilseg_serve.sources import find_items
 
     target = open_registry(registry)
     version = target.resolve(ref)
-    files = [] if folder is None else [file for file, _ in find_images([folder], exclude=Path("/nonexistent"))]
+    files = [] if folder is None else [Path(item.file) for item in find_items([folder])]
     segmenter = Segmenter(version.ref, registry=target, threads=threads)
     with Progress(console=progress_console(quiet=quiet), transient=True) as bar:
         if again or ATTACHMENT not in target.attachments(version):

@@ -43,7 +43,7 @@ def pick_by_coverage(shown: npt.NDArray[np.bool_], features: npt.NDArray[np.floa
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     nearest = np.full(len(shown), np.inf)
     chosen: list[int] = []
-    left = shown.any(axis=1)
+    left: npt.NDArray[np.bool_] = np.asarray(shown.any(axis=1))
     while len(chosen) < budget and left.any():
         counts = shown[chosen].sum(axis=0)
         open_classes = np.flatnonzero(shown[left].any(axis=0))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike
 from cilseg.losses.label_making import merge_passes
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
-from cilseg.methods.base import Method, Options, Stage, StepContext
+from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet
@@ -83,7 +83,7 @@ class Exclusive(Method):
     """The second round, with masks of the new classes that somebody drew."""
 
     name = "masks"
-    supervision = "masks"
+    supervision: ClassVar[Supervision] = "masks"
     idea = "as `tags`, with drawn masks of the new classes in place of labels made from tags"
     paper = "this project"
     options_type = ExclusiveOptions
@@ -188,7 +188,7 @@ class Tags(Exclusive):
         assert data.tags is not None
         if self._refinement:
             return data
-        shows = (data.tags[:, self.n_old - 1 :] > 0).any(axis=1).tolist()
+        shows = [bool((row > 0).any()) for row in data.tags[:, self.n_old - 1 :]]
         first = self._first[0]
         stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
         first.to(stage.device).eval()
