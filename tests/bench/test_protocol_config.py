@@ -19,6 +19,7 @@ WANTED = {
     "voc-19-1": (19, 1),
     "coco-to-voc": (60, 20),
     "voc-animals-4-2": (4, 2),
+    "voc-animals-beyond": (4, 2),
     "scenes-6-2": (6, 2),
     "scenes-4-1-1-1-1": (4, 1, 1, 1, 1),
 }

@@ -37,10 +37,26 @@ def test_a_row_has_options_and_inputs_that_its_method_takes(name: str, row: str)
     assert any(config.seeds_of(row, rule) for rule in config.rules)
 
 
-@pytest.mark.parametrize("name", ["scenes-6-2", "voc-animals-4-2"])
-def test_presets_for_two_cores_have_every_method(name: str) -> None:
-    config = load_protocol(name)
-    assert {config.method_of(row) for row in config.methods} == set(METHODS)
+def test_presets_for_two_cores_have_every_method() -> None:
+    def methods(name: str) -> set[str]:
+        config = load_protocol(name)
+        return {config.method_of(row) for row in config.methods}
+
+    ours = {"tags", "masks"}
+    assert methods("scenes-6-2") == set(METHODS)
+    assert methods("voc-animals-4-2") == set(METHODS) - ours
+    assert ours <= methods("voc-animals-beyond")
+
+
+def test_rows_of_the_default_method_never_see_old_tags_and_get_the_absent_tagged_images() -> None:
+    config = load_protocol("voc-animals-beyond")
+    for name, row in config.methods.items():
+        method = config.method_of(name)
+        if method in ("tags", "wilson"):
+            options = row.options.get(method, {})
+            options = options["first"] if method == "tags" else options
+            assert options["use_old_tags"] is False, name
+            assert row.negatives is (name != "no-negatives")
 
 
 def test_a_method_runs_once_per_rule_in_the_voc_presets() -> None:

@@ -347,3 +347,24 @@ def test_public_names_exist_and_misspelt_ones_do_not() -> None:
         assert name in dir(cilseg_serve)
     with pytest.raises(AttributeError, match="Segmentor"):
         cilseg_serve.Segmentor  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_exported_file_of_a_precision_is_asked_for_by_name(
+    make_bundle: BundleMaker, color_image: Image8, tmp_path: Path
+) -> None:
+    registry = Registry.open(tmp_path / "store")
+    bundle = make_bundle()
+    shutil.rmtree(bundle / "attachments")
+    version = registry.register("tiny", bundle)
+    with pytest.raises(InputError, match=r"Unknown precision 'int4'.*Precisions: fp32, fp16, int8"):
+        Segmenter("tiny", registry=registry, precision="int4")
+    with pytest.raises(NotFoundError, match=r"model\.int8\.onnx is missing.*cilseg export REF --precision int8"):
+        Segmenter("tiny", registry=registry, precision="int8")
+    registry.attach(version, "model.int8.onnx", make_onnx(), kind="onnx", metadata={"parity": {"passed": False}})
+    with pytest.raises(ParityError, match="failed"):
+        Segmenter("tiny", registry=registry, precision="int8")
+    registry.attach(version, "model.int8.onnx", make_onnx(), kind="onnx", metadata={"parity": {"passed": True}})
+    answer = Segmenter("tiny", registry=registry, precision="int8").segment(color_image)
+    np.testing.assert_array_equal(answer.mask, expected_mask(color_image))
+    with pytest.raises(NotFoundError, match=r"model\.onnx is missing"):
+        Segmenter("tiny", registry=registry)
