@@ -111,6 +111,7 @@ def export_engine(
             out_dir=Path(temporary) / "parity",
             ids=names,
             runtime=BackendRuntime(session),
+            batches=sorted({1, wanted.opt[0], wanted.max[0]}),
         )
         if not report.passed:
             failed.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,12 @@ def test_an_engine_answers_like_the_network(machine, exported: Exported, tmp_pat
     assert session.describe().version == built.record.tensorrt
     images = [make_image(60, 80, seed=1), make_image(75, 51, seed=2)]
     report = check_parity(
-        exported.graph, exported.path, images, out_dir=tmp_path / "parity", runtime=BackendRuntime(session)
+        exported.graph,
+        exported.path,
+        images,
+        out_dir=tmp_path / "parity",
+        runtime=BackendRuntime(session),
+        batches=(PROFILE.min[0], PROFILE.max[0]),
     )
     report.raise_if_failed()
     assert report.runtime["runtime"] == "tensorrt"

@@ -145,7 +145,8 @@ def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
         from cilseg_serve import Segmenter, SlidingWindow
         classes = ClassSet.from_json(json.loads({json.dumps(classes)!r}))
         plain = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-        segmenter = Segmenter.from_onnx({str(tmp_path / "m.onnx")!r}, class_set=classes, preprocessing=plain, threads=1)
+        segmenter = Segmenter.from_onnx({str(tmp_path / "m.onnx")!r}, class_set=classes, preprocessing=plain, threads=1,
+                                           backend="onnxruntime")
         tile = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
         read = lambda rows, columns: tile[: rows.stop - rows.start, : columns.stop - columns.start]
         window = SlidingWindow(segmenter, tile_px=512, overlap_px=64)
@@ -161,4 +162,4 @@ def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     small_kib, large_kib = map(int, done.stdout.split())
     # The mask alone of what came on top is 24 MB; the image would be 72 MB.
     assert large_kib - small_kib < 12_000
-    assert large_kib < 400_000
+    assert large_kib < 700_000  # interpreter, numpy and runtime among it

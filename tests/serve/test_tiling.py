@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilseg.errors import InputError
@@ -45,12 +45,17 @@ def test_tiles_cover_every_pixel_and_weights_sum_to_one(length: int, tiling: dic
         assert (starts[:-1] + axis.tile_px - starts[1:] >= tiling["overlap_px"]).all()
 
 
+wide_overlaps = st.tuples(st.integers(1, 8), st.integers(8, 20), st.integers(4, 10)).map(
+    lambda t: {"stride": t[0], "tile_px": t[0] * t[1], "overlap_px": t[0] * min(t[2], t[1] // 2)}
+)
+
+
 @settings(max_examples=100, deadline=None)
-@given(length=st.integers(1, 300), tiling=tilings)
+@given(length=st.integers(1, 300), tiling=wide_overlaps)
 def test_outer_quarter_of_an_overlap_counts_nothing(length: int, tiling: dict[str, Any]) -> None:
     axis = plan_axis(length, **tiling)
     quarter = tiling["overlap_px"] // axis.stride // 4
-    assume(quarter > 0)
+    assert quarter > 0
     for tile in axis:
         if tile > 0:
             assert (axis.weights[tile][:quarter] == 0).all()

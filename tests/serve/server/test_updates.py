@@ -120,7 +120,7 @@ def test_a_failure_says_what_the_training_said(client: TestClient) -> None:
 
 
 def test_cancel_and_resume(client: TestClient) -> None:
-    update = start(client, tags=tag_list(steps=40))
+    update = start(client, tags=tag_list(steps=100))
     wait_for(lambda: show(client, update), "running")
     while not show(client, update)["progress"]:
         time.sleep(0.05)
@@ -136,7 +136,7 @@ def test_cancel_and_resume(client: TestClient) -> None:
     assert starts[0].startswith("starting at 0 ")
     assert not starts[1].startswith("starting at 0 ")
     assert "'resume'" in starts[1]
-    assert lines.count("step 40") == 1
+    assert lines.count("step 100") == 1
 
 
 def test_a_waiting_update_is_cancelled_at_once(client: TestClient) -> None:
