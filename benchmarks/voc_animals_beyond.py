@@ -38,8 +38,8 @@ def ratios(found: Mapping[str, float | None], *, wilson_all: float) -> dict[str,
         "tags_new_over_joint": over("tags", "new", "joint"),
         "tags_new_over_true_masks": over("tags", "new", "masks"),
         "tags_all_minus_wilson_all": None if tags_all is None else round(tags_all - wilson_all, 2),
-        "memory50_old_over_base": over("tags-memory", "old", "base"),
-        "memory50_new_over_joint": over("tags-memory", "new", "joint"),
+        "memory50_old_over_base": over("tags_memory", "old", "base"),
+        "memory50_new_over_joint": over("tags_memory", "new", "joint"),
     }
 
 
