@@ -98,10 +98,10 @@ def cell(job):
 
 
 def ceiling(pair: str, size: int, sims: int) -> dict[str, float]:
-    """Return what a test could reach that knew the true standard error of every class, at no drop.
+    """Return how often a test that is told the true standard error of every class promotes at no drop.
 
-    It passes a class when the observed change is above ``-TOLERANCE`` plus 1.645 true standard errors: exact for a
-    normal change, and no test with that error rate that only sees the gate set passes more often.
+    It passes a class when the observed change is above ``-TOLERANCE`` plus 1.645 true standard errors, which errs in 5 %
+    of cases where changes are normal.
     """
     stored = np.load(DATA)
     changes = {}
@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 600, 1200])
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--ceiling", action="store_true", help="Print what any test could reach, record nothing.")
+    parser.add_argument(
+        "--ceiling", action="store_true", help="Print what a test that knows the standard errors reaches."
+    )
     parser.add_argument("--measure", choices=PAIRS, help="Make the stored confusions from two trained models.")
     for name in ("data", "parent", "candidate"):
         parser.add_argument(f"--{name}", type=Path)
