@@ -100,8 +100,8 @@ def cell(job):
 def ceiling(pair: str, size: int, sims: int) -> dict[str, float]:
     """Return how often a test that is told the true standard error of every class promotes at no drop.
 
-    It passes a class when the observed change is above ``-TOLERANCE`` plus 1.645 true standard errors, which errs in 5 %
-    of cases where changes are normal.
+    It passes a class when the observed change is above ``-TOLERANCE`` plus 1.645 true standard errors, which errs in
+    5 % of cases where changes are normal.
     """
     stored = np.load(DATA)
     changes = {}
