@@ -85,6 +85,7 @@ export function draw(canvas, picture, results, { hidden, opacity, split }) {
   const { width, height } = results[0]?.mask ?? picture;
   canvas.width = width;
   canvas.height = height;
+  canvas.style.maxWidth = `calc(75vh * ${width / height})`; // the style sheet stretches it to the column
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (picture) context.drawImage(picture, 0, 0, width, height);
   else context.clearRect(0, 0, width, height);

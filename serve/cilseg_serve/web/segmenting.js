@@ -5,7 +5,7 @@ import { $, announce, count, h, milliseconds, percent, say, swatch } from "./dom
 import { draw, segment } from "./masks.js";
 import { describe, listModels, loadVersion, servedModels } from "./models.js";
 
-const view = { models: [], file: null, picture: null, results: [], hidden: new Set(), running: null };
+const view = { models: [], file: null, picture: null, results: [], hidden: new Set(["background"]), running: null };
 
 export function prepare() {
   $("file").addEventListener("change", () => $("file").files[0] && open($("file").files[0]));

@@ -62,12 +62,10 @@ async function open() {
   const name = $("tag-list").value.trim();
   if (!name) throw new Refusal("Give the tag list a name.");
   let [list, etag] = [new TagList($("tag-root").value), null];
-  try {
+  if ((await askJson("v1/tags")).some((known) => known.name === name)) {
     const answer = await ask(`v1/tags/${part(name)}`);
     list = TagList.read(await answer.json());
     etag = answer.headers.get("ETag");
-  } catch (error) {
-    if (error.status !== 404) throw error;
   }
   work.known = model() ? await classesOf(model()) : [];
   Object.assign(work, { list, etag, name, cache: new Map() });

@@ -98,8 +98,9 @@ export class TagList {
       if (!present) lines.push(`Tag images that show ${name}: none is tagged present.`);
       if (absent < Math.max(1, present)) {
         const wanted = Math.max(1, present) - absent;
-        const need = absent ? "would help" : "are needed";
-        lines.push(`About ${wanted} more ${wanted === 1 ? "image" : "images"} without ${name} (tagged absent) ${need}.`);
+        const images = wanted === 1 ? "One more image" : `About ${wanted} more images`;
+        const need = absent ? "would help" : wanted === 1 ? "is needed" : "are needed";
+        lines.push(`${images} without ${name} (tagged absent) ${need}.`);
       }
     }
     if (!this.classes.length) {
