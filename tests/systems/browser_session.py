@@ -155,6 +155,9 @@ class Tab:
         method, parameters = message["method"], message["params"]
         if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        elif method == "Page.javascriptDialogOpening":  # "leave the page?"; waiting here would wait for ourselves
+            answer = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}, "id": 0}
+            os.write(self._to, json.dumps(answer | {"sessionId": message["sessionId"]}).encode() + b"\0")
         elif method == "Runtime.exceptionThrown":
             details = parameters["exceptionDetails"]
             self.complaints.append(str(details.get("exception", {}).get("description", details["text"])))
