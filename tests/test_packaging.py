@@ -41,6 +41,9 @@ def test_wheel_holds_packages_presets_and_templates(wheel: Path) -> None:
         "cilseg_export/py.typed",
         "cilseg_serve/segmenter.py",
         "cilseg_serve/py.typed",
+        "cilseg_serve/web/index.html",
+        "cilseg_serve/web/main.js",
+        "cilseg_serve/web/page.css",
     ):
         assert wanted in names
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "export/", "serve/"))]

@@ -13,7 +13,15 @@ from starlette.exceptions import HTTPException
 from cilseg import __version__
 from cilseg.errors import CilsegError
 from cilseg.registry import Registry
-from cilseg_serve.server import drift_routes, oip, registry_routes, segment, tagging_routes, update_routes
+from cilseg_serve.server import (
+    drift_routes,
+    oip,
+    registry_routes,
+    segment,
+    tagging_routes,
+    update_routes,
+    web_page,
+)
 from cilseg_serve.server.api_page import api_page
 from cilseg_serve.server.gateway import Gateway, error_answer
 from cilseg_serve.server.settings import ServerSettings
@@ -49,7 +57,7 @@ def make_app(settings: ServerSettings, *, registry: Registry | None = None) -> F
         responses={"4XX": {"description": 'What is wrong with the request: {"error": "..."}'}},
     )
     app.state.server = state
-    for module in (oip, segment, registry_routes, tagging_routes, update_routes, drift_routes):
+    for module in (oip, segment, registry_routes, tagging_routes, update_routes, drift_routes, web_page):
         app.include_router(module.router)
     app.add_api_route("/metrics", metrics, methods=["GET"], dependencies=[needs("infer")], response_class=Response)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
