@@ -243,7 +243,8 @@ def test_keys_tag_images_and_the_list_is_one_that_update_reads(page: Tab, serve:
     check_trainable(tags)
     assert tags.new_names == ("cow",)
     states = {
-        image.path.name: [tags.state(image, name) for name in ("cow", "red", "green", "blue")] for image in tags.images
+        Path(image.file).name: [tags.state(image, name) for name in ("cow", "red", "green", "blue")]
+        for image in tags.images
     }
     assert states == {
         "0.png": [1, 0, -1, -1],
