@@ -55,7 +55,7 @@ function modelPart(model, histories) {
     model.fault && h("p", { class: "status error" }, model.fault),
     h("ul", { class: "cards", "aria-label": `Versions of ${model.name}` },
       [...model.versions].reverse().map((version) => versionPart(model, version, histories))),
-    h("details", {}, h("summary", {}, `History of ${model.name} (${count(events.length, "move")})`),
+    h("details", { "aria-label": `History of ${model.name}` }, h("summary", {}, `History of ${model.name} (${count(events.length, "move")})`),
       h("div", { class: "scroll", role: "region", "aria-label": `History of ${model.name}`, tabIndex: 0 }, historyTable(events))));
 }
 
