@@ -54,11 +54,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs") / PROTOCOL)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cells", nargs="+", default=[])
+    parser.add_argument("--finished", action="store_true", help="Run nothing, record what is there.")
     args = parser.parse_args()
     opened = open_protocol(
         ProtocolRequest(PROTOCOL, work=args.work, data=[str(args.data)], weights=args.weights, cells=args.cells)
     )
-    run_protocol(opened, jobs=args.jobs, say=lambda text: print(text, flush=True))
+    if not args.finished:
+        run_protocol(opened, jobs=args.jobs, say=lambda text: print(text, flush=True))
     table = opened.table()
     path = record(opened, table, "voc_animals_beyond", note=NOTE)
     written = json.loads(path.read_text())
