@@ -123,6 +123,7 @@ class UpdateRunner:
                 env=self._environment(),
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
+                preexec_fn=_interruptible,
             )
         job = self.jobs.change(job, pid=process.pid)
         _logger.info("update %s started", job.id, extra={"update": job.id, "parent": parent, "attempt": job.attempts})
@@ -193,6 +194,11 @@ def _answer(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _interruptible() -> None:
+    """Let the training hear SIGINT, which a server that a shell put into the background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def _stop(pid: int, is_over: Callable[[], bool]) -> None:
