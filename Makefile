@@ -41,7 +41,8 @@ layers: install
 	$(BIN)/lint-imports
 
 unit: install
-	$(BIN)/pytest -q -n 2 --ignore tests/test_readme.py
+	$(BIN)/pytest -q -n 2 --ignore tests/test_readme.py --ignore tests/serve
+	$(BIN)/pytest -q -n 2 tests/serve
 
 readme-test: install
 	$(BIN)/pytest -q tests/test_readme.py
