@@ -23,8 +23,9 @@ def test_a_preset_is_more_than_the_defaults():
     tiny = load_config("tiny")
     assert tiny.model.backbone == "test_resnet"
     assert tiny.update.optimiser.schedule == "warmup"
-    assert tiny.update.method == Config().update.method == "tags"
-    assert tiny.update.options("wilson", WilsonOptions) == WilsonOptions()
+    assert Config().update.method == load_config("mobilenetv2").update.method == "tags"
+    assert tiny.update.options("wilson", WilsonOptions).alpha == WilsonOptions().alpha
+    assert tiny.update.options("wilson", WilsonOptions).warm_up_epochs == 4
 
 
 def test_a_dump_reads_back():

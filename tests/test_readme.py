@@ -39,7 +39,7 @@ SMALLER: dict[str, list[str]] = {
     "train": ["--set", "train.optimiser.epochs=1", "--set", "train.optimiser.crop_px=64"],
     "update": [
         *("--set", "update.optimiser.epochs=2", "--set", "update.optimiser.crop_px=64"),
-        *("--set", "update.tags.first.warm_up_epochs=1"),
+        *("--set", "update.wilson.warm_up_epochs=1"),
     ],
 }
 
