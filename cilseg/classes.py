@@ -40,6 +40,11 @@ def default_color(index: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
+def default_palette(n: int) -> npt.NDArray[np.uint8]:
+    """Return the default colours of ids 0 to ``n - 1``, (n, 3) uint8 RGB."""
+    return np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(n)], dtype=np.uint8)
+
+
 @dataclass(frozen=True)
 class ClassInfo:
     """One class: its name, its colour ``#rrggbb``, and the step (0 = base) that it came in."""

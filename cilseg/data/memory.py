@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cilseg.classes import default_color
+from cilseg.classes import default_palette
 from cilseg.errors import ArtifactError, InputError
 from cilseg_serve.images import decode_image, encode_mask
 
@@ -70,7 +70,7 @@ def write_memory(
         masks: channel ids of the base classes, 255 void.
         n_channels: channels that the masks know, background included.
     """
-    palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(n_channels)], np.uint8)
+    palette = default_palette(n_channels)
     with zipfile.ZipFile(path, "w") as archive:  # nothing to compress
         names = [f"{i:05d}{file.suffix}" for i, file in enumerate(images)]
         _add(archive, _INDEX, json.dumps({"n_channels": n_channels, "images": names}).encode())

@@ -151,8 +151,8 @@ class TagList:
     def wanted_negatives(self) -> int:
         """Return how many more images without any new class would help, by what was measured on real photographs.
 
-        With one such image per two that show a new class, old classes are no longer mistaken for new ones; a second
-        one per two changed little (docs/tag-lists.md).
+        One such image per two that show a new class kept the old classes where half of every batch was theirs
+        (docs/tag-lists.md).
         """
         if not self.new_classes:
             return 0

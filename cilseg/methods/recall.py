@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cilseg.classes import default_color
+from cilseg.classes import default_palette
 from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.data.replay import from_helper, helper_labels, inpaint_background, replay_order
 from cilseg.errors import InputError
 from cilseg.losses.recall import seen_cross_entropy
 from cilseg.methods.base import Method, Options, Replay, Stage, StepContext
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet
-from cilseg_serve.images import read_mask, write_mask
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
+from cilseg_serve.images import write_mask
 
 
 class RecallOptions(Options):
@@ -88,7 +88,7 @@ class Recall(Method):
             for k, n in (("new", data.size), ("replay", len(replay.class_ids)))
             for i in range(n)
         ]
-        palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
+        palette = default_palette(self.model.n_classes)
         for index, file in enumerate(files):
             if file.is_file():
                 continue
@@ -100,8 +100,8 @@ class Recall(Method):
             write_mask(file, mask.astype(np.uint8), palette)
         return data.changed(
             size=len(files),
-            read_image=partial(_read_either, data.read_image, replay.read_image, data.size),
-            read_mask=partial(_read_file, tuple(files)),
+            read_image=partial(read_either, data.read_image, replay.read_image, data.size),
+            read_mask=partial(read_mask_file, tuple(files)),
             names=None,
             plan=partial(_plan, data.size, len(replay.class_ids), data.seed),
         )
@@ -220,17 +220,8 @@ def _answer(model: SegmentationModel, image: npt.NDArray[np.uint8], stage: Stage
     return answer
 
 
-# Functions of the module: worker processes that are spawned get them as pickles.
-def _read_either(new: ImageReader, old: ImageReader, n_new: int, index: int) -> npt.NDArray[np.uint8]:
-    return new(index) if index < n_new else old(index - n_new)
-
-
 def _read_helper_labels(read_mask: ImageReader, ids: list[int], index: int) -> npt.NDArray[np.uint8]:
     return helper_labels(read_mask(index), ids)
-
-
-def _read_file(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
-    return read_mask(files[index])
 
 
 def _plan(n_new: int, n_replay: int, seed: int, epoch: int, batch_size: int) -> list[Sequence[int]]:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from cilseg.classes import UNLABELLED_ID, default_color
+from cilseg.classes import UNLABELLED_ID, default_palette
 from cilseg.config import OptimiserConfig
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
 from cilseg.losses.label_making import merge_passes
@@ -30,8 +29,8 @@ from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet
-from cilseg_serve.images import read_mask, write_mask
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
+from cilseg_serve.images import write_mask
 
 CONFIDENCE = "pseudo_label_confidence"
 """Folder of a run with one grey PNG per training image: how sure its label is, 255 is certain."""
@@ -107,9 +106,9 @@ class Exclusive(Method):
         certain = partial(_certain, memory.read_mask)
         return data.changed(
             size=data.size + memory.size,
-            read_image=partial(_read_either, data.read_image, memory.read_image, data.size),
-            read_mask=partial(_read_either, data.read_mask, memory.read_mask, data.size),
-            read_saliency=data.read_saliency and partial(_read_either, data.read_saliency, certain, data.size),
+            read_image=partial(read_either, data.read_image, memory.read_image, data.size),
+            read_mask=partial(read_either, data.read_mask, memory.read_mask, data.size),
+            read_saliency=data.read_saliency and partial(read_either, data.read_saliency, certain, data.size),
             names=None,
             tags=None,
         )
@@ -203,7 +202,7 @@ class Tags(Exclusive):
         )
         for folder in (PSEUDO_LABELS, CONFIDENCE):
             (stage.run_dir / folder).mkdir(exist_ok=True)
-        palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
+        palette = default_palette(self.model.n_classes)
         grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
         missing = [index for index in range(data.size) if not labels[index].is_file()]
         look_alikes = None
@@ -219,7 +218,9 @@ class Tags(Exclusive):
                     ids, sure = self._label(first, image, tags, look_alikes)
             write_mask(confidences[index], sure, grey)
             write_mask(labels[index], ids, palette)  # last: where it is, both are
-        return data.changed(read_mask=partial(_read, labels), read_saliency=partial(_read, confidences), tags=None)
+        return data.changed(
+            read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
+        )
 
     @torch.no_grad()
     def _look_alikes(self, first: Wilson, data: TrainingSet, stage: Stage) -> Tensor:
@@ -308,13 +309,5 @@ def _read_new(read_mask: ImageReader, n_old: int, index: int) -> npt.NDArray[np.
     return np.where(mask < n_old, UNLABELLED_ID, mask).astype(np.uint8)
 
 
-def _read_either(first: ImageReader, second: ImageReader, size: int, index: int) -> npt.NDArray[np.uint8]:
-    return first(index) if index < size else second(index - size)
-
-
 def _certain(read_mask: ImageReader, index: int) -> npt.NDArray[np.uint8]:
     return np.full_like(read_mask(index), 255)
-
-
-def _read(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
-    return read_mask(files[index])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cilseg.classes import VOID_ID, default_color
+from cilseg.classes import VOID_ID, default_palette
 from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.losses.distillation import icarl_loss
 from cilseg.methods.base import Method, Options, Stage, StepContext, _group
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet
-from cilseg_serve.images import read_mask, write_mask
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_mask_file
+from cilseg_serve.images import write_mask
 
 Labeller = Callable[[Tensor, Tensor], npt.NDArray[np.uint8]]
 
@@ -154,7 +153,7 @@ class TwoStage(Method):
         folder = stage.run_dir / name
         folder.mkdir(exist_ok=True)
         files = tuple(folder / f"{data.name(index)}.png" for index in range(data.size))
-        palette = np.array([list(bytes.fromhex(default_color(k)[1:])) for k in range(self.model.n_classes)], np.uint8)
+        palette = default_palette(self.model.n_classes)
         for index, file in enumerate(files):
             if file.is_file():
                 continue
@@ -166,7 +165,7 @@ class TwoStage(Method):
                 with stage.autocast():
                     mask = labeller(pixels, tags)
             write_mask(file, mask, palette)
-        return partial(_read_label, files)
+        return partial(read_mask_file, files)
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         found = self.answers(batch)
@@ -177,7 +176,3 @@ class TwoStage(Method):
             background_mix=None,
         )
         return {"seg": loss}
-
-
-def _read_label(files: tuple[Path, ...], index: int) -> npt.NDArray[np.uint8]:
-    return read_mask(files[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cilseg.data.transforms import TrainTransform
 from cilseg.errors import CilsegError, InputError
+from cilseg_serve.images import read_mask
 
 ImageReader = Callable[[int], npt.NDArray[np.uint8]]
 BatchPlan = Callable[[int, int], list[Sequence[int]]]
@@ -124,6 +126,17 @@ class TrainingSet:
         if self.tags is not None:
             batch["tags"] = torch.from_numpy(self.tags[list(indices)])
         return batch
+
+
+# Readers are functions of the module, not closures: worker processes that are spawned get them as pickles.
+def read_mask_file(files: Sequence[Path], index: int) -> npt.NDArray[np.uint8]:
+    """Read the mask file of image ``index``."""
+    return read_mask(files[index])
+
+
+def read_either(first: ImageReader, second: ImageReader, size: int, index: int) -> npt.NDArray[np.uint8]:
+    """Read from the first of two sets, which has ``size`` images, or from the one behind it."""
+    return first(index) if index < size else second(index - size)
 
 
 class _EpochBatches(torch.utils.data.Dataset[Batch | CilsegError]):

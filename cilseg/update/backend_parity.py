@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cilseg.data.source import Source
 from cilseg.errors import CilsegError, FaultCollector, InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Version
@@ -79,8 +80,12 @@ def check_backends(
     return verdicts
 
 
-def parity_images(version: Version, files: Sequence[Path]) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
-    """Return names and pictures for a parity check: those of ``files``, or some of the version's gate set.
+def parity_images(
+    version: Version, files: Sequence[Path], *, source: Source | None = None
+) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
+    """Return names and pictures for a parity check: those of ``files``, or some of ``source``.
+
+    ``source`` is the version's gate set where it is not given.
 
     Raises:
         InputError: files that cannot be read (all are named), or no gate set.
@@ -94,11 +99,12 @@ def parity_images(version: Version, files: Sequence[Path]) -> tuple[list[str], l
                 faults.add(str(exc))
         faults.raise_if_any("Give images that can be read with --images, or none to take those of the gate set.")
         return [f.name for f in files], pictures
-    if version.manifest.gate_set is None:
-        raise InputError(
-            f"{version.ref} records no gate set, so there are no images to check it with. Give some: --images a.jpg "
-            "--images b.jpg"
-        )
-    source = open_gate_set(version.manifest.gate_set)
+    if source is None:
+        if version.manifest.gate_set is None:
+            raise InputError(
+                f"{version.ref} records no gate set, so there are no images to check it with. Give some: "
+                "--images a.jpg --images b.jpg"
+            )
+        source = open_gate_set(version.manifest.gate_set)
     rows = np.linspace(0, len(source) - 1, min(N_IMAGES, len(source))).round().astype(int).tolist()
     return [source.ids[i] for i in rows], [source.image(i) for i in rows]

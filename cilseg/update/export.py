@@ -9,19 +9,15 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from cilseg.bundle import write_file_atomically
 from cilseg.config import configs_directory
-from cilseg.errors import FaultCollector, InputError, MissingDependencyError
+from cilseg.errors import InputError, MissingDependencyError
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Attachment, Registry, Version
-from cilseg.update.backend_parity import check_backends
+from cilseg.update.backend_parity import check_backends, parity_images
 from cilseg.update.bundle import model_of
 from cilseg.update.calibration import GateImages
 from cilseg.update.precision import CalibrationRequest, LowerPrecision, Pictures, float_model_of
-from cilseg_serve.images import read_image
 from cilseg_serve.preprocessing import prepare
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ MODEL_FILE = "model.onnx"
 COMPAT_FILE = "model.compat.onnx"
 PARITY_FILE = "parity.json"
 DEFAULT_LIMITS = "default"
-N_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -254,30 +249,7 @@ def _pictures(version: Version, files: Sequence[Path]) -> Callable[[GateImages |
     """Return what reads the images of the parity check: those of ``files``, else some of the given gate images."""
 
     def read(gate: GateImages | None) -> Pictures:
-        names, pictures = _images(version, files, gate)
+        names, pictures = parity_images(version, files, source=gate.source if gate else None)
         return names, [prepare(picture, version.manifest.preprocessing) for picture in pictures]
 
     return read
-
-
-def _images(
-    version: Version, files: Sequence[Path], gate: GateImages | None
-) -> tuple[list[str], list[npt.NDArray[np.uint8]]]:
-    if files:
-        pictures, faults = [], FaultCollector("Images of the check")
-        for file in files:
-            try:
-                pictures.append(read_image(file))
-            except InputError as exc:
-                faults.add(str(exc))
-        faults.raise_if_any("Give images that can be read with --images, or none to take those of the gate set.")
-        return [f.name for f in files], pictures
-    gate = gate or GateImages.of(version)
-    if gate is None:
-        raise InputError(
-            f"{version.ref} records no gate set, so there are no images to check the export with. Give some: "
-            "--images a.jpg --images b.jpg"
-        )
-    source = gate.source
-    rows = np.linspace(0, len(source) - 1, min(N_IMAGES, len(source))).round().astype(int).tolist()
-    return [source.ids[i] for i in rows], [source.image(i) for i in rows]
