@@ -52,7 +52,7 @@ from cilseg_serve.preprocessing import network_size_hw, restore_mask
 SCHEMA = "cilseg.protocol-cell/1"
 CELL, REQUEST, WEIGHTS, OUTPUT = "cell.json", "request.json", "weights.safetensors", "output.log"
 
-_GIVEN = {"negatives", "shots", "memory", "replay", "saliency", "base"}
+_GIVEN = {"negatives", "absent", "shots", "memory", "replay", "saliency", "base"}
 """Fields of a row that decide what it learns from."""
 
 
@@ -129,7 +129,8 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
     """Return the positions of the images that a cell trains on, in the source of its step.
 
     The base step sees its images without the withheld ones. Joint sees those of every step so far. Rows with
-    ``negatives`` see the withheld images beside their step's: tagged absent, or with masks that show nothing.
+    ``negatives`` see the withheld images beside their step's, those with ``absent`` as many that show none of its
+    classes, spread over the list: tagged absent, or with masks that show nothing.
 
     Raises:
         InputError: an unknown method, joint training over steps with different sources.
@@ -146,6 +147,10 @@ def training_rows(data: ProtocolData, cell: Cell) -> tuple[int, ...]:
         rows |= set(data.without_withheld(0, data.rows(cell.rule, 0)))
     if config.methods[cell.row].negatives:
         rows |= set(data.withheld_rows(cell.step))
+    if wanted := config.methods[cell.row].absent:
+        new = set(config.protocol(cell.rule).step_classes(cell.step))
+        absent = [i for i, found in enumerate(data.tags[cell.step]) if i not in rows and not found & new]
+        rows |= {absent[k] for k in np.linspace(0, len(absent) - 1, min(wanted, len(absent))).astype(int)}
     if (shots := config.methods[cell.row].shots) is not None:
         tags = data.tags[cell.step]
         chosen = [

@@ -100,6 +100,9 @@ class MethodEntry(_Section):
     """Sections of ``update`` such as ``wilson: {alpha: 0.9}``."""
     negatives: bool = False
     """Give the withheld images too: tagged absent, or with masks in which nothing new shows."""
+    absent: int = Field(default=0, ge=0)
+    """Give as many images of the list that show none of the step's classes, in the same way; classes of later steps may
+    show in them, as in the field."""
     shots: int | None = Field(default=None, ge=1)
     """Annotated images per new class, for few-shot methods."""
     memory: int | None = Field(default=None, ge=1)

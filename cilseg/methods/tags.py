@@ -23,7 +23,7 @@ from torch import Tensor
 from cilseg.classes import UNLABELLED_ID, default_palette
 from cilseg.config import OptimiserConfig
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
-from cilseg.losses.label_making import merge_passes
+from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
@@ -69,7 +69,7 @@ class TagsOptions(ExclusiveOptions):
     look_alikes: bool = True
     """Let old classes that the old model sees in new ones speak for these in the labels."""
     claim_from: float = Field(default=0.4, gt=0, lt=1)
-    """Share of a pixel from which on a new class claims it."""
+    """Share of a pixel from which on a new class claims it, relative to the largest share that it has in the image."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Weight of the hard label; the rest is the share itself."""
     scales: tuple[float, ...] = (1.0, 1.5)
@@ -229,25 +229,31 @@ class Tags(Exclusive):
         n_new = self.model.n_classes - self.n_old
         claimed, everywhere = torch.zeros(n_new, self.n_old), torch.zeros(n_new, self.n_old)
         mass, cells = torch.zeros(n_new, 1), torch.zeros(n_new, 1)
+        elsewhere, n_absent = torch.zeros(n_new, self.n_old), torch.zeros(n_new, 1)
         for index in range(data.size):
             tags = torch.from_numpy(data.tags[index]).float()
-            shown = torch.nonzero(tags[self.n_old - 1 :] > 0)[:, 0].tolist()
-            if not shown:
-                continue
+            new_tags = tags[self.n_old - 1 :]
             image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            with stage.autocast():
+                old = self.old_model(image)[0].float().sigmoid().cpu()
+            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
+            elsewhere += (new_tags == 0)[:, None] * old.mean(dim=(1, 2))
+            n_absent += (new_tags == 0)[:, None]
+            if not (new_tags > 0).any():
+                continue
             with stage.autocast():
                 scores = first.class_scores(
                     image, tags[None].to(stage.device), localizer_share=self.options.localizer_share
                 )[0].cpu()
-                old = self.old_model(image)[0].float().sigmoid().cpu()
-            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
-            for new in shown:
+            for new in torch.nonzero(new_tags > 0)[:, 0].tolist():
                 claim = scores[self.n_old + new].float()
                 claimed[new] += (old * claim).sum(dim=(1, 2))
                 everywhere[new] += old.sum(dim=(1, 2))
                 mass[new] += claim.sum()
                 cells[new] += claim.numel()
-        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere / cells.clamp(min=1))
+        everywhere = everywhere / cells.clamp(min=1)
+        absent = torch.where(n_absent > 0, elsewhere / n_absent.clamp(min=1), 0.0)
+        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere, absent)
 
     @torch.no_grad()
     def _label(
@@ -275,7 +281,7 @@ class Tags(Exclusive):
         small = F.interpolate(pixels, size=half, mode="bilinear", align_corners=False)
         refined = pamr(small, total[:, self.n_old :])  # every channel diffuses on its own
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
-        share, which = refined[0].max(dim=0)
+        share, which = over_maximum(refined)[0].max(dim=0)  # a tagged class is there: its surest pixel is sure
         claimed = share > opt.claim_from
         ids = torch.where(claimed, which + self.n_old, UNLABELLED_ID)
         sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)

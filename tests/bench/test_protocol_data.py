@@ -83,6 +83,24 @@ def test_rows_of_masks_get_the_withheld_images_too_when_they_ask(tmp_path: Path)
     assert set(training_rows(asked, cell)) == {0, *training_rows(data, cell)} != set(training_rows(data, cell))
 
 
+def test_a_row_may_ask_for_images_without_the_steps_classes(tmp_path: Path) -> None:
+    data = hand_made(tmp_path, withheld=("i0",))
+    cell = Cell("overlap", 0, "ft", 1)
+    own = set(training_rows(data, cell))
+
+    def rows(absent: int) -> set[int]:
+        row = data.config.methods["ft"].model_copy(update={"absent": absent})
+        config = data.config.model_copy(update={"methods": {"ft": row}})
+        return set(training_rows(ProtocolData(config, data.train, data.judges, data.tags, data.withheld), cell))
+
+    assert rows(0) == own
+    assert len(rows(2) - own) == 2
+    new = set(data.config.protocol("overlap").step_classes(1))
+    every = rows(100)
+    assert every == own | {i for i, found in enumerate(data.tags[1]) if not found & new}
+    assert any(data.tags[1][i] & set(data.config.classes) for i in every - own)
+
+
 def test_a_method_may_not_see_masks(opened) -> None:
     from cilseg.models.build import new_model
 
