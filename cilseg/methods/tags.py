@@ -59,13 +59,15 @@ class FirstRound(WilsonOptions):
 
 
 class TagsOptions(ExclusiveOptions):
-    """Settings of both rounds; they have one optimiser, but for the rates of the first round."""
+    """Settings of both rounds; they have one optimiser, but for rates and epochs of the first round."""
 
     first: FirstRound = FirstRound()
     """The first round."""
     first_rates: float = Field(default=0.5, gt=0, le=1)
     """Learning rates of body, head and old classifiers in the first round, relative to the second: what the localizer
     still gets wrong there should not move them far."""
+    first_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of the first round; null: as many as the second has."""
     look_alikes: bool = True
     """Let old classes that the old model sees in new ones speak for these in the labels."""
     claim_from: float = Field(default=0.4, gt=0, lt=1)
@@ -163,7 +165,9 @@ class Tags(Exclusive):
         slower = {
             key: self.options.first_rates * getattr(rates, key) for key in ("lr_body", "lr_head", "lr_classifier")
         }
-        self._first_optimiser = rates.model_copy(update=slower)
+        self._first_optimiser = rates.model_copy(
+            update={**slower, "epochs": self.options.first_epochs or rates.epochs}
+        )
         n_new = self.model.n_classes - self.n_old
         self._refinement: list[Wilson] = []
         if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
@@ -188,12 +192,9 @@ class Tags(Exclusive):
         if self._refinement:
             return data
         shows = [bool((row > 0).any()) for row in data.tags[:, self.n_old - 1 :]]
-        first = self._first[0]
-        stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
-        first.to(stage.device).eval()
-        return self.balanced(self.with_memory(self._labelled(first, data, stage)), shows)
+        return self.balanced(self.with_memory(self._labelled(data, stage, shows)), shows)
 
-    def _labelled(self, first: Wilson, data: TrainingSet, stage: Stage) -> TrainingSet:
+    def _labelled(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> TrainingSet:
         """Write labels and confidences of every image into the run's folder, what is there already left as it is."""
         assert data.tags is not None
         labels, confidences = (
@@ -205,7 +206,10 @@ class Tags(Exclusive):
         palette = default_palette(self.model.n_classes)
         grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
         missing = [index for index in range(data.size) if not labels[index].is_file()]
-        look_alikes = None
+        first, look_alikes = self._first[0], None
+        if missing:
+            stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
+            first.to(stage.device).eval()
         if missing and self.options.look_alikes:
             look_alikes = self._look_alikes(first, data, stage).to(stage.device)
             _LOGGER.info("Look-alikes, new classes by old channels: %s", look_alikes.cpu().numpy().round(2).tolist())
