@@ -79,7 +79,7 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         )
     judgement = result.judgement = update.judgement
     result.rows["base"] = {**(judgement.reference_scores or {}), "new": None, "all": None}
-    result.rows["WILSON, tags"] = judgement.scores
+    result.rows[f"{config.update.method}, tags"] = judgement.scores
     if judgement.result is not None and judgement.result.verdict == "PROMOTE":
         registry.promote(update.candidate.ref, why="demo: the gate said PROMOTE")
         result.promoted = True
@@ -111,7 +111,7 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         result.rows[label] = foil.judgement.scores
         foils[method] = foil.candidate
     result.picture = root / PICTURE
-    _draw(result.picture, val, {"base": base, "fine-tuned": foils["ft"], "WILSON, tags": update.candidate})
+    _draw(result.picture, val, {"base": base, "fine-tuned": foils["ft"], "from tags": update.candidate})
     return result
 
 

@@ -68,7 +68,7 @@ def _show(root: Path, result: DemoResult) -> None:
     )
     typer.echo(f"Gate:        {judgement.result.headline}")
     typer.echo(f"Report:      {judgement.report}")
-    typer.echo(f"Picture:     {result.picture}   (image, truth, base, fine-tuned, WILSON)")
+    typer.echo(f"Picture:     {result.picture}   (image, truth, base, fine-tuned, from tags)")
     typer.echo(f"Predictions: {result.predictions}")
     typer.echo(f"Seconds:     {', '.join(f'{k} {v:.0f}' for k, v in result.seconds.items())}")
     typer.echo("\nNext:")
