@@ -16,7 +16,9 @@ MIB = 2**20
 def command(
     refs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[REF]...", help="name@alias, name (both followed), name:3; default: every model."),
+        typer.Argument(
+            metavar="[REF]...", help="name@alias, name (both followed), name:3; default: every exported model."
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
