@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.record import write_record
+from benchmarks.record import peak_mib, write_record
 
 SIDE_PX = 512
 WARM_UP = 3
@@ -71,8 +70,7 @@ def child(kind: str, onnx: Path, photos: Path, threads: int, backend: str) -> No
     for path in paths:
         segment(path)
     seconds = time.perf_counter() - started
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images_per_s": len(paths) / seconds, "peak_mib": peak_mib}))
+    print(json.dumps({"images_per_s": len(paths) / seconds, "peak_mib": peak_mib()}))
 
 
 def overhead(onnx: Path, threads: int, calls: int, backend: str) -> tuple[list[float], list[float]]:
