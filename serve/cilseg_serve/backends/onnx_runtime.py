@@ -63,6 +63,7 @@ class OnnxRuntimeBackend:
             _require_cuda_build(onnxruntime)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # one plan per image size: more memory, and no faster
         if threads is not None:
             options.intra_op_num_threads = threads
         wanted: list[Any] = [(CUDA, _CUDA_OPTIONS), CPU] if cuda else [CPU]
