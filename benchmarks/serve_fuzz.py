@@ -234,7 +234,7 @@ def main() -> None:
                 threads[0].join(60)
                 answer = httpx.post(f"http://127.0.0.1:{port}/v1/segment", content=files[0], timeout=HANG_S)
                 wrong += answer.status_code == 200 and answer.content != embedded_jpeg(segmenter, files[0])
-            schemathesis_code, ran_schemathesis = schemathesis(port)
+            schemathesis_code, ran_schemathesis = schemathesis(port, Path(folder))
             answer = httpx.post(f"http://127.0.0.1:{port}/v1/segment", content=files[0], timeout=HANG_S)
             wrong += answer.content != embedded_jpeg(segmenter, files[0])
     codes = sum((f.codes for f in fuzzers), Counter())
@@ -266,12 +266,13 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def schemathesis(port: int) -> tuple[float | None, str]:
-    """Run schemathesis where it is installed; return its exit code, and what it said in the end."""
+def schemathesis(port: int, folder: Path) -> tuple[float | None, str]:
+    """Run schemathesis in ``folder`` where it is installed; return its exit code, and what it said in the end."""
     if importlib.util.find_spec("schemathesis") is None:
         return None, "not installed, not run"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/openapi.json"]
-    done = subprocess.run([*command, "--checks", "not_a_server_error"], capture_output=True, text=True)
+    command += ["--checks", "not_a_server_error"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     said = [line.strip(" =") for line in done.stdout.splitlines() if line.strip()]
     cases = next((line for line in said if "generated" in line and "passed" in line), "")
     return float(done.returncode), "; ".join(filter(None, [f"exit code {done.returncode}", cases, *said[-1:]]))
