@@ -37,7 +37,10 @@ def command(
     ] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="Exported files to serve: fp32, fp16, int8.")] = "fp32",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one run.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Runs at one time, per version.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=64, help="Runs at one time, per version; default: 2, on a GPU 1."),
+    ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=1, max=256, help="Images that share a run, at most.")
     ] = 8,
