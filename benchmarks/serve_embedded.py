@@ -1,8 +1,8 @@
 """The embedded runtime against the raw runtime call, and against a torch script that a user would write.
 
-    python -m benchmarks.serve_embedded [--onnx int8.onnx] [--threads 2] [--images 200]
+    python -m benchmarks.serve_embedded [--onnx int8.onnx] [--backend onnxruntime] [--threads 2] [--images 200]
 
-Without ``--onnx`` the float32 export of the same ResNet-18 DeepLabV3 (random weights) is used; with it the file must be
+Without ``--onnx`` the INT8 export of the same ResNet-18 DeepLabV3 (random weights) is used; with it the file must be
 of that network. Overhead: calls of ``Segmenter.segment`` and of the session it holds, in turn, on one decoded array.
 End to end: processes of their own, in turn, each from JPEG files to masks; memory is the peak of the whole process.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.record import write_record
+from benchmarks.record import peak_mib, write_record
 
 SIDE_PX = 512
 WARM_UP = 3
@@ -55,15 +54,15 @@ def torch_script(threads: int) -> Callable[[Path], object]:
     return segment
 
 
-def ours(onnx: Path, threads: int) -> Callable[[Path], object]:
+def ours(onnx: Path, threads: int, backend: str) -> Callable[[Path], object]:
     from cilseg_serve import Segmenter
 
-    return Segmenter.from_onnx(onnx, threads=threads).segment
+    return Segmenter.from_onnx(onnx, threads=threads, backend=backend).segment
 
 
-def child(kind: str, onnx: Path, photos: Path, threads: int) -> None:
+def child(kind: str, onnx: Path, photos: Path, threads: int, backend: str) -> None:
     """Run one side in this process and print its throughput and peak memory as JSON."""
-    segment = torch_script(threads) if kind == "torch" else ours(onnx, threads)
+    segment = torch_script(threads) if kind == "torch" else ours(onnx, threads, backend)
     paths = sorted(photos.iterdir())
     for path in paths[:WARM_UP]:
         segment(path)
@@ -71,25 +70,24 @@ def child(kind: str, onnx: Path, photos: Path, threads: int) -> None:
     for path in paths:
         segment(path)
     seconds = time.perf_counter() - started
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images_per_s": len(paths) / seconds, "peak_mib": peak_mib}))
+    print(json.dumps({"images_per_s": len(paths) / seconds, "peak_mib": peak_mib()}))
 
 
-def overhead(onnx: Path, threads: int, calls: int) -> tuple[list[float], list[float]]:
+def overhead(onnx: Path, threads: int, calls: int, backend: str) -> tuple[list[float], list[float]]:
     """Seconds of each raw call and of each ``segment``, in turn, on one decoded array."""
     from cilseg_serve import Segmenter
 
-    segmenter = Segmenter.from_onnx(onnx, threads=threads)
+    segmenter = Segmenter.from_onnx(onnx, threads=threads, backend=backend)
     image = np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     batch = image[None]
-    session = segmenter._session
-    is_backend = not hasattr(session, "get_outputs")
+    backend_call = segmenter._session
+    session = getattr(backend_call, "_session", None)  # onnxruntime's own; with the others the backend's call is taken
     raw: list[float] = []
     whole: list[float] = []
 
     def call_raw() -> None:
-        if is_backend:
-            session.run(batch, ["mask"])
+        if session is None:
+            backend_call.run(batch, ["mask"])
         else:
             session.run(["mask"], {"image": batch})
 
@@ -106,6 +104,7 @@ def overhead(onnx: Path, threads: int, calls: int) -> tuple[list[float], list[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--backend", default="auto", help="runtime of the Segmenter")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--calls", type=int, default=200)
@@ -115,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         kind, onnx, photos = options.child
-        child(kind, Path(onnx), Path(photos), options.threads)
+        child(kind, Path(onnx), Path(photos), options.threads, options.backend)
         return
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
@@ -123,17 +122,19 @@ def main() -> None:
         write_photos(photos, options.images)
         onnx = options.onnx
         if onnx is None:
+            from benchmarks.serve_model import to_int8
             from benchmarks.serve_models import export_deeplab
 
-            onnx = export_deeplab(Path(folder) / "model.onnx")
+            onnx = to_int8(export_deeplab(Path(folder) / "model.onnx"))
         results: dict[str, list[dict[str, float]]] = {"torch": [], "cilseg": []}
         for _ in range(options.rounds):
             for kind, found in results.items():
                 command = [sys.executable, "-m", "benchmarks.serve_embedded", "--threads", str(options.threads)]
+                command += ["--backend", options.backend]
                 command += ["--child", kind, str(onnx), str(photos)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 found.append(json.loads(done.stdout))
-        raw, whole = overhead(onnx, options.threads, options.calls)
+        raw, whole = overhead(onnx, options.threads, options.calls, options.backend)
     speed = {kind: statistics.median(r["images_per_s"] for r in found) for kind, found in results.items()}
     memory = {kind: statistics.median(r["peak_mib"] for r in found) for kind, found in results.items()}
     ratios = [b / a for a, b in zip(raw, whole, strict=True)]
@@ -153,7 +154,8 @@ def main() -> None:
     table += [f"| {row['side']} | {', '.join(f'{k} {v}' for k, v in row.items() if k != 'side')} |" for row in rows]
     write_record(
         options.name,
-        command="python -m benchmarks.serve_embedded" + (" --onnx FILE" if options.onnx else ""),
+        command=f"python -m benchmarks.serve_embedded --backend {options.backend}"
+        + (" --onnx FILE" if options.onnx else ""),
         rows=rows,
         summary=summary,
         table=table,

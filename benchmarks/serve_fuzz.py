@@ -234,10 +234,17 @@ def main() -> None:
                 threads[0].join(60)
                 answer = httpx.post(f"http://127.0.0.1:{port}/v1/segment", content=files[0], timeout=HANG_S)
                 wrong += answer.status_code == 200 and answer.content != embedded_jpeg(segmenter, files[0])
-            ran_schemathesis = schemathesis(port)
+            schemathesis_code, ran_schemathesis = schemathesis(port, Path(folder))
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/segment", content=files[0], timeout=HANG_S)
+            wrong += answer.content != embedded_jpeg(segmenter, files[0])
     codes = sum((f.codes for f in fuzzers), Counter())
     bad = [b for f in fuzzers for b in f.bad]
-    summary = {"requests": float(sum(codes.values())), "server_errors": float(len(bad)), "wrong_answers": float(wrong)}
+    summary = {
+        "requests": float(sum(codes.values())),
+        "server_errors": float(len(bad)),
+        "wrong_answers": float(wrong),
+        "schemathesis_exit_code": schemathesis_code,
+    }
     table = ["| answer | times |", "|---|---|", *(f"| {code} | {count} |" for code, count in sorted(codes.items()))]
     note = (
         f"schemathesis: {ran_schemathesis}. 503 and 504 are what a full server answers; they are listed, not counted."
@@ -245,7 +252,7 @@ def main() -> None:
     print("\n".join([*table, note, json.dumps(summary), json.dumps(bad[:20])]))
     if asked.record:
         write_record("serve_fuzz", command=COMMAND, rows=bad[:100], summary=summary, table=table, note=note)
-    if bad or wrong:
+    if bad or wrong or schemathesis_code:
         sys.exit(1)
 
 
@@ -259,13 +266,16 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def schemathesis(port: int) -> str:
-    """Run schemathesis where it is installed; return what it said."""
+def schemathesis(port: int, folder: Path) -> tuple[float | None, str]:
+    """Run schemathesis in ``folder`` where it is installed; return its exit code, and what it said in the end."""
     if importlib.util.find_spec("schemathesis") is None:
-        return "not installed, not run"
+        return None, "not installed, not run"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/openapi.json"]
-    done = subprocess.run([*command, "--checks", "not_a_server_error"], capture_output=True, text=True)
-    return f"exit code {done.returncode}: {done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ''}"
+    command += ["--checks", "not_a_server_error"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    said = [line.strip(" =") for line in done.stdout.splitlines() if line.strip()]
+    cases = next((line for line in said if "generated" in line and "passed" in line), "")
+    return float(done.returncode), "; ".join(filter(None, [f"exit code {done.returncode}", cases, *said[-1:]]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.record import write_record
+from benchmarks.record import peak_mib, write_record
 from cilseg_serve import Segmenter, SlidingWindow, segment_geotiff
 
 BLOCK_PX = 512
@@ -51,8 +50,7 @@ def run_large(onnx: Path, scene: Path, target: Path, tile_px: int, overlap_px: i
     window = SlidingWindow(Segmenter.from_onnx(onnx, threads=threads), tile_px=tile_px, overlap_px=overlap_px)
     started = time.perf_counter()
     segment_geotiff(window, scene, target)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak_kib / 1024}))
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak_mib()}))
 
 
 def crop_of(scene: Path, side: int) -> npt.NDArray[np.uint8]:

@@ -19,7 +19,7 @@ CLASSES = ("bird", "cat", "dog", "horse")
 
 
 def make_version(registry: Registry, *, int8: bool = True) -> Version:
-    """Register the model with its exported graph; ``int8``: quantised statically (QDQ, per channel)."""
+    """Register the model with its exported graph; ``int8``: :func:`to_int8` of it."""
     from cilseg.classes import ClassSet
     from cilseg.config import load_config
     from cilseg.models.build import new_model, save_weights
@@ -49,32 +49,23 @@ def make_version(registry: Registry, *, int8: bool = True) -> Version:
         graph.eval()
         export_onnx(graph, path, manifest=version.manifest, version_digest=version.digest)
         if int8:
-            path = _quantise(path)
+            path = to_int8(path)
         registry.attach(version, "model.onnx", path, kind="onnx", metadata={"parity": {"passed": True}})
     return version
 
 
-def _quantise(path: Path) -> Path:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def to_int8(path: Path) -> Path:
+    """Write the INT8 form of a float32 export beside it, as ``cilseg export --precision int8`` does; return its path.
 
-    class Noise(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            rng = np.random.default_rng(0)
-            self._batches = iter([{"image": rng.integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)} for _ in range(8)])
+    Calibrated on noise, and with every layer but the classifiers in INT8: untrained weights have no layer to spare.
+    """
+    from cilseg_export.precision.calibration import activation_ranges
+    from cilseg_export.precision.int8 import quantise
+    from cilseg_export.precision.source import read_float_graph, write_converted
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
-
-    prepared, target = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
-    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared),
-        str(target),
-        Noise(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(8)]
+    source = read_float_graph(path)
+    target = path.with_suffix(".int8.onnx")
+    write_converted(quantise(source, activation_ranges(source, images)), source, target, precision="int8")
     return target

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
@@ -95,6 +96,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         model = registry.attachment(version, "model.onnx").path
         for name, module in peers().items():
             port = stack.enter_context(peer(module, model))
+            check_peer(name, port, files[0], segmenter)
             targets[name] = (port, [request(folder, name, i, "/predict", {}, f) for i, f in enumerate(files)])
         embedded: dict[str, Callable[[int], Any]] = {
             "embedded, arrays": lambda i: segmenter.segment(arrays[i % _PICTURES]),
@@ -253,25 +255,21 @@ def run_load(
 
 
 def threads_per_s(call: Callable[[int], Any], threads: int, seconds: float) -> float:
-    """Call from ``threads`` threads for ``seconds``; return calls a second that ended within."""
+    """Begin calls from ``threads`` threads for ``seconds``; return calls a second until the last of them ended."""
     counts = [0] * threads
-    end = time.perf_counter() + seconds
+    begin = time.perf_counter()
 
     def work(thread: int) -> None:
-        number = thread
-        while True:
-            call(number)
-            if time.perf_counter() > end:
-                return
+        while time.perf_counter() < begin + seconds:
+            call(thread + threads * counts[thread])
             counts[thread] += 1
-            number += threads
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return sum(counts) / seconds
+    return sum(counts) / (time.perf_counter() - begin)
 
 
 def md1_quantile(service_s: float, utilisation: float, quantile: float, *, n: int = 2_000_000, seed: int = 0) -> float:
@@ -336,6 +334,17 @@ def peer(module: str, model: Path) -> Iterator[int]:
         process.wait(30)
 
 
+def check_peer(name: str, port: int, data: bytes, segmenter: Segmenter) -> None:
+    """Compare a peer's class map with the embedded runtime's, before anything is timed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/predict", data, {"Content-Type": "application/octet-stream"})
+    answer = connection.getresponse()
+    body = answer.read()
+    expected = segmenter.segment(Image.open(io.BytesIO(data))).mask
+    if answer.status != 200 or not np.array_equal(np.asarray(Image.open(io.BytesIO(body))), expected):
+        raise RuntimeError(f"{name} answers {answer.status}, or another class map than the embedded runtime")
+
+
 def check_answers(
     asked: argparse.Namespace,
     registry: Registry,
@@ -345,8 +354,6 @@ def check_answers(
     folder: Path,
 ) -> None:
     """Compare one answer of each kind with the embedded runtime's, before anything is timed."""
-    import http.client
-
     del folder
     with serving(registry, registry.resolve(asked.ref).ref, asked.serve) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)

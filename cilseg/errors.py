@@ -30,6 +30,10 @@ class NotFoundError(InputError):
     http_status = 404
 
 
+class NotExportedError(NotFoundError):
+    """A version without an exported model of the kind that was asked for. Exit code 2."""
+
+
 class ConflictError(CilsegError):
     """Somebody else changed the same thing meanwhile, or an immutable thing would change. Exit code 1."""
 

@@ -1,18 +1,17 @@
 """LitServe, as its documentation shows it: python -m benchmarks.serve_peers.lit_serve MODEL PORT
 
-Hooks as in the readme of Lightning-AI/LitServe; batching and the number of workers at their defaults.
+Hooks as in the readme of Lightning-AI/LitServe; batching and the number of workers at their defaults. The type of a
+request is read from the signature of ``decode_request``, so annotations must not be postponed to texts here.
 """
-
-from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import litserve
 import numpy as np
 import onnxruntime
-from fastapi import Request, Response
+from fastapi import Body, Response
 from PIL import Image
 
 
@@ -24,8 +23,8 @@ class SegmentationAPI(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:  # noqa: ARG002
         self._session = onnxruntime.InferenceSession(self._path, providers=["CPUExecutionProvider"])
 
-    async def decode_request(self, request: Request) -> Any:
-        return np.asarray(Image.open(io.BytesIO(await request.body())).convert("RGB"))
+    def decode_request(self, request: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Any:
+        return np.asarray(Image.open(io.BytesIO(request)).convert("RGB"))
 
     def predict(self, image: Any) -> Any:
         (mask,) = self._session.run(["mask"], {"image": image[None]})

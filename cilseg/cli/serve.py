@@ -16,7 +16,9 @@ MIB = 2**20
 def command(
     refs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[REF]...", help="name@alias, name (both followed), name:3; default: every model."),
+        typer.Argument(
+            metavar="[REF]...", help="name@alias, name (both followed), name:3; default: every exported model."
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
@@ -35,7 +37,10 @@ def command(
     ] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="Exported files to serve: fp32, fp16, int8.")] = "fp32",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one run.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Runs at one time, per version.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=64, help="Runs at one time, per version; default: 2, on a GPU 1."),
+    ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=1, max=256, help="Images that share a run, at most.")
     ] = 8,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilseg.bundle import MANIFEST
-from cilseg.errors import ArtifactError, InputError, NotFoundError, ParityError, did_you_mean
+from cilseg.errors import ArtifactError, InputError, NotExportedError, ParityError, did_you_mean
 from cilseg_serve.backends.base import ONNXRUNTIME, TENSORRT
 from cilseg_serve.backends.engine_file import find_engine
 
@@ -65,7 +65,7 @@ def read_for_backend(
         precision: which of the exported files, a key of ``MODEL_FILES``; TensorRT takes the engine that is there.
 
     Raises:
-        as :func:`read_model`; NotFoundError also when there is no TensorRT engine.
+        as :func:`read_model`; NotExportedError also when there is no TensorRT engine.
     """
     if backend == TENSORRT:
         path = find_engine(directory / ATTACHMENTS, name)
@@ -100,7 +100,7 @@ def read_model(directory: Path, name: str, *, digest: str, allow_unverified: boo
         allow_unverified: only warn when no parity check was passed.
 
     Raises:
-        NotFoundError: the version has no exported model.
+        NotExportedError: the version has no exported model.
         ArtifactError: no readable sidecar, a hash that differs, or a model of another version.
         ParityError: the parity check is missing or failed.
     """
@@ -132,7 +132,7 @@ def _read_checked(path: Path, name: str, *, digest: str, allow_unverified: bool)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise NotFoundError(
+            raise NotExportedError(
                 f"{name} has no exported model ({path} is missing). Make one with: cilseg export REF"
                 + next((f" --precision {p}" for p, f in MODEL_FILES.items() if f == path.name and p != "fp32"), "")
             ) from None

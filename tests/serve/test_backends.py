@@ -259,6 +259,17 @@ class TestAuto:
         assert info.backend == "onnxruntime"
         assert "not openvino: not installed (pip install 'cilseg[openvino]')" in info.reason
 
+    def test_does_not_even_import_a_runtime_that_it_does_not_take(self, tmp_path: Path) -> None:
+        (tmp_path / "model.onnx").write_bytes(MODEL)
+        program = (
+            "import sys; from pathlib import Path; from cilseg_serve.backends.opening import open_session\n"
+            "session = open_session(Path(sys.argv[1]))\n"
+            "print(session.describe().backend, 'onnxruntime' in sys.modules)"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path / "model.onnx")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert done.stdout.split() == ["openvino", "False"]
+
     def test_a_named_backend_without_a_verdict_is_refused_or_allowed_with_a_warning(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -12,12 +12,15 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.serve_model import NAME as RESNET18
+from benchmarks.serve_model import make_version
 from cilseg.registry import Registry
 from cilseg.update.triton import export_triton
 from cilseg_export.triton_config import TritonModel
 from cilseg_export.triton_repository import write_triton_model
 from cilseg_serve.backends.opening import open_session
 from tests.registry_of_tiny import register_tiny
+from tests.serve.server.server_world import running
 from tests.serve.tiny_model import CLASSES
 from tests.systems.triton_server import TritonServer
 
@@ -66,14 +69,18 @@ def expected(registry: Registry, number: int, batch: npt.NDArray[np.uint8]) -> d
 
 
 def ask(
-    client: triton.InferenceServerClient, batch: npt.NDArray[np.uint8]
+    client: triton.InferenceServerClient,
+    batch: npt.NDArray[np.uint8],
+    *,
+    model: str = NAME,
+    outputs: tuple[str, ...] = ("mask", "confidence"),
 ) -> tuple[str, dict[str, npt.NDArray[np.generic]]]:
     """Return the version that answered, and its outputs."""
     tensor = triton.InferInput("image", batch.shape, "UINT8")
     tensor.set_data_from_numpy(batch)
-    outputs = [triton.InferRequestedOutput(name) for name in ("mask", "confidence")]
-    answer = client.infer(NAME, [tensor], outputs=outputs)
-    return answer.get_response()["model_version"], {n: answer.as_numpy(n) for n in ("mask", "confidence")}
+    wanted = [triton.InferRequestedOutput(name) for name in outputs]
+    answer = client.infer(model, [tensor], outputs=wanted)
+    return answer.get_response()["model_version"], {n: answer.as_numpy(n) for n in outputs}
 
 
 def test_answers_equal_onnxruntimes(client: triton.InferenceServerClient, registry: Registry) -> None:
@@ -140,6 +147,44 @@ def test_a_rollback_is_writing_the_older_version_again(
         export_triton(registry, f"{NAME}:2", repository, backend="python", max_batch=4, threads=1)
         client.load_model(NAME)
     assert ask(client, batch)[0] == "2"
+
+
+def test_cilseg_serve_answers_the_same_client_alike(client: triton.InferenceServerClient, registry: Registry) -> None:
+    """At the short side that the model wants: other images ``cilseg serve`` resizes, and Triton's clients have to."""
+    with (
+        running(registry.root, f"{NAME}:2", "--backend", "onnxruntime") as ours,
+        triton.InferenceServerClient(f"127.0.0.1:{ours.port}") as own,
+    ):
+        assert own.is_server_ready()
+        for shape in [(1, 16, 30), (3, 23, 16), (4, 16, 16)]:
+            version, theirs = ask(client, images(*shape))
+            our_version, answers = ask(own, images(*shape))
+            assert our_version == version
+            for name, array in answers.items():
+                assert theirs[name].dtype == array.dtype
+                np.testing.assert_array_equal(theirs[name], array)
+
+
+def test_cilseg_serve_and_triton_agree_on_an_exported_network(tmp_path: Path) -> None:
+    """ResNet-18 with its DeepLabV3 head, exported as users export it; weights are random."""
+    registry = Registry.open(tmp_path / "registry")
+    ref = make_version(registry, int8=False).ref
+    export_triton(registry, ref, tmp_path / "models", backend="python", max_batch=2, threads=1)
+    server = TritonServer(tmp_path / "models", tmp_path / "triton.log")
+    try:
+        with (
+            running(registry.root, ref, "--backend", "onnxruntime", "--threads", 1) as ours,
+            triton.InferenceServerClient(f"127.0.0.1:{ours.port}") as own,
+            triton.InferenceServerClient(server.address, network_timeout=120) as theirs,
+        ):
+            for shape in [(1, 96, 128), (2, 65, 97)]:
+                blocks = images(shape[0], -(-shape[1] // 8), -(-shape[2] // 8)).repeat(8, 1).repeat(8, 2)
+                batch = np.ascontiguousarray(blocks[:, : shape[1], : shape[2]])
+                masks = [ask(c, batch, model=RESNET18, outputs=("mask",))[1]["mask"] for c in (own, theirs)]
+                assert len(np.unique(masks[0])) > 1
+                np.testing.assert_array_equal(masks[0], masks[1])
+    finally:
+        server.stop()
 
 
 def test_configurations_of_other_backends_pass_tritons_own_check(registry: Registry, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cilseg.bundle import hash_file, write_file_atomically
-from cilseg.errors import ArtifactError, NotFoundError
+from cilseg.errors import ArtifactError, NotExportedError, NotFoundError
 
 SCHEMA: Final = "cilseg.engine/1"
 SUFFIX: Final = ".plan"
@@ -189,14 +189,14 @@ def find_engine(folder: Path, name: str) -> Path:
     """Return the engine in ``folder`` that runs on the TensorRT and GPU of this machine, the latest one built.
 
     Raises:
-        NotFoundError: there is no engine at all.
+        NotExportedError: there is no engine at all.
         ArtifactError: there are some, but none for this machine: all of them are named with the reason.
         MissingDependencyError: TensorRT or CUDA is not installed.
         CilsegError: there is no GPU.
     """
     engines = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime, reverse=True)
     if not engines:
-        raise NotFoundError(f"{name} has no TensorRT engine. {_BUILD}")
+        raise NotExportedError(f"{name} has no TensorRT engine. {_BUILD}")
     from cilseg_serve.backends.cudart import open_device
     from cilseg_serve.backends.tensorrt_runtime import import_tensorrt
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ class OnnxRuntimeBackend:
             _require_cuda_build(onnxruntime)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # one plan per image size: more memory, and no faster
         if threads is not None:
             options.intra_op_num_threads = threads
         wanted: list[Any] = [(CUDA, _CUDA_OPTIONS), CPU] if cuda else [CPU]
@@ -108,12 +111,21 @@ class OnnxRuntimeBackend:
 
 def cuda_fault() -> str | None:
     """Return why onnxruntime has no CUDA here as far as its build tells; ``None`` when opening a session must show."""
+    if "onnxruntime" not in sys.modules and not _has_cuda_library():
+        return "onnxruntime is not installed, or was built without CUDA"
     try:
         onnxruntime = _import()
         _require_cuda_build(onnxruntime)
     except MissingDependencyError as exc:
         return str(exc)
     return None
+
+
+def _has_cuda_library() -> bool:
+    """Look for the CUDA provider among onnxruntime's files: importing it only to ask costs time and memory."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return any(True for folder in folders or () for _ in Path(folder, "capi").glob("*onnxruntime_providers_cuda.*"))
 
 
 def _import() -> Any:

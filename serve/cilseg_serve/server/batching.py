@@ -78,7 +78,8 @@ class Batcher(Generic[Work, Answer]):
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._image_s = 0.05
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix=f"run-{name}")
+        self._workers = settings.workers or 1
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix=f"run-{name}")
 
     @property
     def waiting(self) -> int:
@@ -111,7 +112,7 @@ class Batcher(Generic[Work, Answer]):
 
     def backlog_s(self) -> int:
         """Return in how many whole seconds the present queue should be done; 1 to 60."""
-        return min(60, max(1, math.ceil(self.waiting * self._image_s / self._settings.workers)))
+        return min(60, max(1, math.ceil(self.waiting * self._image_s / self._workers)))
 
     async def submit(self, work: Work, *, shape: Hashable, deadline: float) -> Done[Answer]:
         """Queue one image (its place is reserved) and return its answer.
@@ -154,7 +155,7 @@ class Batcher(Generic[Work, Answer]):
         )
 
     def _dispatch(self) -> None:
-        while self._queue and self._busy < self._settings.workers:
+        while self._queue and self._busy < self._workers:
             keys = self._next_keys()
             oldest = self._queue[keys[0]]
             ripe_s = oldest.since + self._settings.delay_s - self._clock()

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from cilseg_serve.segmentation import Segmentation
 from cilseg_serve.segmenter import Segmenter
 from cilseg_serve.server.batching import Batcher
 from cilseg_serve.server.drift_watch import DriftWatch
-from cilseg_serve.server.settings import CPU_BATCH_PIXELS, GPU_BATCH_PIXELS, Batching, ServerSettings
+from cilseg_serve.server.settings import CPU_BATCH_PIXELS, CPU_WORKERS, GPU_BATCH_PIXELS, Batching, ServerSettings
 
 Array = npt.NDArray[np.uint8]
 Observe = Callable[["Deployment", Sequence[Array], Sequence[Segmentation]], None]
@@ -55,7 +55,7 @@ class Deployment:
         self.batcher: Batcher[Job, Segmentation] = Batcher(
             self._run,
             name=version.ref,
-            settings=settings.batching,
+            settings=replace(settings.batching, workers=workers_of(segmenter, settings.batching)),
             largest=partial(images_per_run, settings=settings.batching, device=device_of(segmenter)),
             on_run=lambda size, run_s: on_run(self, size, run_s),
         )
@@ -105,6 +105,11 @@ def images_per_run(shape: Any, *, settings: Batching, device: str) -> int:
     (height, width), _ = shape
     pixels = settings.batch_pixels or (CPU_BATCH_PIXELS if device == "cpu" else GPU_BATCH_PIXELS)
     return max(1, min(settings.max_batch, int(pixels // (height * width))))
+
+
+def workers_of(segmenter: Segmenter, settings: Batching) -> int:
+    """Return how many runs of a segmenter go on at one time."""
+    return settings.workers or (CPU_WORKERS if device_of(segmenter) == "cpu" else 1)
 
 
 def device_of(segmenter: Segmenter) -> str:

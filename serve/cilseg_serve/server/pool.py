@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cilseg.errors import CilsegError, ConflictError, FaultCollector, NotFoundError, did_you_mean
+from cilseg.errors import CilsegError, ConflictError, FaultCollector, NotExportedError, NotFoundError, did_you_mean
 from cilseg.registry import Registry, Version
 from cilseg.registry.leases import Lease, hold
 from cilseg.registry.policy import renamed_ids
@@ -114,25 +114,37 @@ class ModelPool:
     # Loading
 
     async def start(self) -> None:
-        """Load everything that the settings name.
+        """Load everything that the settings name; without names, every model of the registry that is exported.
 
         Raises:
             CilsegError: a reference names nothing, or a version cannot be loaded; all of them.
+            NotExportedError: without names, no model is exported.
         """
         refs = self.settings.refs or tuple(await asyncio.to_thread(self.registry.names))
         if not refs:
             raise NotFoundError("The registry holds no model yet. Run `cilseg train` or `cilseg demo` first.")
         faults = FaultCollector("Models to serve")
         errors: list[CilsegError] = []
+        left_out: list[str] = []
         for ref in refs:
             try:
                 await self._add(ref)
             except CilsegError as error:
+                if isinstance(error, NotExportedError) and not self.settings.refs:
+                    left_out.append(ref)
+                    continue
                 errors.append(error)
                 faults.add(f"{ref}: {error}")
         if len(errors) == 1:
             raise errors[0]
         faults.raise_if_any(error=type(errors[0]) if errors else CilsegError)
+        if left_out and not self.models:
+            raise NotExportedError(
+                f"No model of the registry has an exported model to serve ({', '.join(left_out)}). Make one with: "
+                "cilseg export REF"
+            )
+        if left_out:
+            _logger.warning("Not served, for want of an exported model (cilseg export REF): %s", ", ".join(left_out))
 
     async def _add(self, ref: str) -> None:
         parsed = parse_reference(ref)

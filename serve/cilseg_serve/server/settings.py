@@ -12,6 +12,8 @@ MIB = 2**20
 CPU_BATCH_PIXELS = 300_000
 """On a CPU a run of four 512 x 512 images takes as long as four runs; only small images gain by sharing one."""
 GPU_BATCH_PIXELS = 4_000_000
+CPU_WORKERS = 2
+"""On a CPU a second run uses the cores while the first is in a part that only one of them can do."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Batching:
     """How long a run waits for company while a worker is free. 0: what queued up meanwhile runs together."""
     max_queue: int = 64
     """Images that may wait, per version; more are answered 429."""
-    workers: int = 1
-    """Runs at one time, per version."""
+    workers: int | None = None
+    """Runs at one time, per version. None: :data:`CPU_WORKERS` on a CPU, 1 on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from server_world import decoded, encoded, expected_mask, make_model, picture, register
+from server_world import decoded, encoded, expected_mask, make_model, opened, picture, register
 from starlette.testclient import TestClient
 
+from cilseg.errors import NotFoundError
+from cilseg.registry import Registry
 from cilseg_serve.server.settings import Batching, Limits
 
 URL = "/v1/segment"
@@ -169,6 +171,28 @@ def test_a_full_queue_is_429_and_nothing_is_lost(open_client: Any, registry: Any
     assert int(refused.headers["retry-after"]) >= 1
     assert "images waiting, at most 2 may" in refused.json()["error"]
     assert client.post(URL, content=body).status_code == 200
+
+
+def test_every_exported_model_is_served_and_the_others_are_named(
+    open_client: Any, registry: Any, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("plain", "sketch"):
+        register(registry, tmp_path, name=name, seed=11)
+    client = open_client(refs=())
+    answer = client.post(URL, content=encoded(picture()))
+    assert np.array_equal(decoded(answer.content), expected_mask(picture()))
+    assert client.get("/v2/health/ready").status_code == 200
+    assert client.get("/v2/models/plain").status_code == 404
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "plain" in r.getMessage()]
+    assert "Not served" in warning
+    assert "plain, sketch" in warning
+
+
+def test_a_registry_without_any_exported_model_is_refused(tmp_path: Any) -> None:
+    empty = Registry.open(tmp_path / "unexported")
+    register(empty, tmp_path, name="plain", seed=12)
+    with pytest.raises(NotFoundError, match=r"No model .* \(plain\)"), opened(empty, refs=()):
+        pass
 
 
 def test_several_models_have_to_be_named(open_client: Any, registry: Any, tmp_path: Any) -> None:
