@@ -27,7 +27,7 @@ from cilseg.losses.hints import at_points, under_prior
 from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
-from cilseg.methods.base import BUILTIN, Method, Options, Stage, StepContext, Supervision
+from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.eps import builtin_saliency
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
@@ -233,7 +233,7 @@ class Tags(Exclusive):
         source = self.inputs.prior
         if source is None or self.options.prior_weight == 0:
             return None
-        values = builtin_saliency(self.old_model, image, stage)[..., None] if source == BUILTIN else source(index)
+        values = builtin_saliency(self.old_model, image, stage)[..., None] if isinstance(source, str) else source(index)
         if values is None:
             return None
         return torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].to(stage.device).float() / 255.0
