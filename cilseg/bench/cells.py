@@ -41,6 +41,7 @@ from cilseg.train.memory import choose_memory
 from cilseg.train.steps import (
     KEEP,
     masked_set,
+    read_annotation,
     read_prepared,
     run_id_of,
     tagged_files,
@@ -52,7 +53,7 @@ from cilseg_serve.preprocessing import network_size_hw, restore_mask
 SCHEMA = "cilseg.protocol-cell/1"
 CELL, REQUEST, WEIGHTS, OUTPUT = "cell.json", "request.json", "weights.safetensors", "output.log"
 
-_GIVEN = {"negatives", "absent", "shots", "memory", "replay", "saliency", "base"}
+_GIVEN = {"negatives", "absent", "shots", "memory", "replay", "saliency", "points", "base"}
 """Fields of a row that decide what it learns from."""
 
 
@@ -253,6 +254,10 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
         files = [source.image_paths[i] for i in training_rows(data, cell)]
         maps = matching_files(Path(saliency), files, what="saliency map")
         saliency = partial(read_saliency_of, maps, files, model.preprocessing.short_side_px)
+    points = None
+    if row.points:
+        subset = data.train[step].subset([data.train[step].ids[i] for i in training_rows(data, cell)])
+        points = partial(read_annotation, partial(_points, subset, data.classes_until(step), step), model.preprocessing)
     memory = None
     if row.memory is not None:
         base = Cell(cell.rule, cell.seed, BASE, 0)
@@ -266,7 +271,7 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
             partial(_read_chosen, stored.read_mask, tuple(chosen)),
             len(known),
         )
-    return StepInputs(replay=replay, saliency=saliency, memory=memory, kept=parent / KEEP)
+    return StepInputs(replay=replay, saliency=saliency, points=points, memory=memory, kept=parent / KEEP)
 
 
 def _read_chosen(reader: ImageReader, rows: tuple[int, ...], index: int) -> npt.NDArray[np.uint8]:

@@ -113,6 +113,8 @@ class MethodEntry(_Section):
     base: RowBase | None = None
     saliency: str | None = None
     """``builtin``, or a folder with one grey picture per training image."""
+    points: bool = False
+    """Give ``tags`` one simulated point per object of the step's classes."""
     seeds: Seeds | None = None
     """Default: the protocol's. An empty list for a rule leaves the rule out."""
 
@@ -271,6 +273,12 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _uses_hints(method: str) -> bool:
+    from cilseg.methods import METHODS  # loads torch
+
+    return method not in METHODS or METHODS[method].uses_hints  # an unknown method is refused elsewhere
+
+
 def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
     """Add what single fields cannot tell."""
     sources: Mapping[str, SourceConfig] = config.data.sources
@@ -302,6 +310,8 @@ def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
         if isinstance(row.seeds, dict):
             for rule in sorted(set(row.seeds) - set(config.rules)):
                 faults.add(f"methods.{entry}.seeds: {rule!r} is not among the protocol's rules {list(config.rules)}")
+        if row.points and not _uses_hints(config.method_of(entry)):
+            faults.add(f"methods.{entry}: {config.method_of(entry)} takes no points beside its images; tags does")
         for name, section in row.options.items():
             check_options(name, section, faults, prefix=f"methods.{entry}.options")
         try:

@@ -81,6 +81,12 @@ def command(
         str | None,
         typer.Option("--saliency", metavar="DIR|builtin", help="A grey picture per image of where objects are (eps)."),
     ] = None,
+    prior_masks: Annotated[
+        str | None,
+        typer.Option(
+            "--prior-masks", metavar="DIR|builtin", help="PNGs of where new classes may be, named like images (tags)."
+        ),
+    ] = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Register without judging; `cilseg validate` does that later.")
     ] = False,
@@ -148,6 +154,7 @@ def command(
         shots=shots,
         replay=replay,
         saliency=saliency,
+        prior_masks=prior_masks,
         name=name,
         gate=not no_gate,
         on_regression=on_regression.value,

@@ -1,4 +1,4 @@
-"""Points and scribbles as partial masks: channel ids where somebody marked something, 254 elsewhere."""
+"""What a tag list may carry beside tags: points and scribbles as partial masks (254 elsewhere), priors as weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from cilseg.classes import UNLABELLED_ID, VOID_ID
 from cilseg.data.labels import Mask
 from cilseg.errors import FaultCollector, InputError
-from cilseg_serve.images import read_mask
+from cilseg_serve.images import read_image, read_mask
 
 POINT_RADIUS_PX = 2
 """Half the side of the square that a point becomes in training: single pixels get lost when a mask is resized."""
@@ -81,3 +83,43 @@ def read_scribble(path: Path | None, *, class_ids: Sequence[int], height: int, w
     table[1 : len(class_ids) + 1] = class_ids
     mapped: Mask = table[values]
     return mapped
+
+
+def read_prior(path: Path, *, n_classes: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Read a prior: where the classes of a tag list may be, from a grey or a palette PNG.
+
+    Grey says how sure it is that some object is there (0 surely none, 255 surely one). The indices of a palette say
+    which: 0 surely none of the list's classes, k its k-th class, 255 not known.
+
+    Args:
+        path: the file.
+        n_classes: new classes of the tag list.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        (height, width, n_classes) uint8, 255 where a class may be, 0 where it surely is not.
+
+    Raises:
+        InputError: no image, of another size, coloured, or with indices that name no class.
+    """
+    grey = read_image(path)
+    with Image.open(path) as picture:
+        indexed = picture.mode == "P"
+    if grey.shape[:2] != (height, width):
+        raise InputError(
+            f"{path}: {grey.shape[1]} x {grey.shape[0]} px, but its image has {width} x {height}; resize the prior"
+        )
+    if not indexed:
+        if (grey != grey[..., :1]).any():
+            raise InputError(f"{path}: coloured; save it as 8-bit grey, or as a palette PNG with one index per class")
+        return np.repeat(grey[..., :1], n_classes, axis=2)
+    values = read_mask(path)
+    unknown = sorted({int(v) for v in np.unique(values)} - {VOID_ID} - set(range(n_classes + 1)))
+    if unknown:
+        raise InputError(
+            f"{path}: the indices {unknown} name nothing; use 0 for none of the classes, 1 to {n_classes} for those of "
+            "the list in their order, 255 for not known, or save it as grey"
+        )
+    may_be = (values[..., None] == np.arange(1, n_classes + 1)) | (values == VOID_ID)[..., None]
+    return np.where(may_be, 255, 0).astype(np.uint8)

@@ -90,6 +90,25 @@ def matching_files(folder: Path, files: Sequence[Path], *, what: str) -> tuple[P
     return tuple(by_stem[file.stem] for file in files)
 
 
+def priors_in(folder: Path, files: Sequence[Path]) -> tuple[Path | None, ...]:
+    """Return for every image the PNG of the same stem in ``folder``, None where there is none.
+
+    Raises:
+        NotFoundError: no such folder.
+        InputError: it has no PNG for any of the images.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"--prior-masks {folder}: no such folder. Give a folder of PNGs named like the images.")
+    by_stem = {p.stem: p for p in images_in(folder) if p.suffix.lower() == ".png"}
+    found = tuple(by_stem.get(file.stem) for file in files)
+    if not any(found):
+        raise InputError(
+            f"--prior-masks {folder}: no PNG in it is named like one of the {len(files)} images of the list. Name them "
+            f"like {files[0].stem}.png."
+        )
+    return found
+
+
 def read_saliency(path: Path, *, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Read a grey picture (the mean of its channels) as ``(height, width)`` uint8, resized where it differs.
 

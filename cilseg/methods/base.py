@@ -23,6 +23,9 @@ from cilseg.train.dataset import Batch, ImageReader, TrainingSet
 Supervision = Literal["masks", "tags", "points", "scribbles", "shots"]
 Need = Literal["replay", "saliency", "prototypes"]
 BUILTIN = "builtin"
+PriorReader = Callable[[int], npt.NDArray[np.uint8] | None]
+"""Index of a training image -> ``(H, W, n_new)`` uint8 at any size, 255 where a new class may be, 0 where it surely is
+not; None for an image of which nothing is known."""
 
 
 class Options(BaseModel):
@@ -68,6 +71,11 @@ class StepInputs:
     replay: Replay | None = None
     saliency: ImageReader | Literal["builtin"] | None = None
     """Index of a training image -> ``(H, W)`` uint8, or ``builtin``: made from the parent's own features."""
+    prior: PriorReader | Literal["builtin"] | None = None
+    """Where new classes may be, for methods with ``uses_hints``; ``builtin`` as for ``saliency``."""
+    points: ImageReader | None = None
+    """Index of a training image -> ``(H, W)`` uint8, for methods with ``uses_hints``: channel ids, old ones too, where
+    somebody pointed, ``UNLABELLED_ID`` elsewhere."""
     memory: Memory | None = None
     kept: Path | None = None
     """Folder with the files that the parent's step left for later ones (:meth:`Method.keep`)."""
@@ -121,6 +129,8 @@ class Method(nn.Module):
     options_type: ClassVar[type[Options]] = Options
     sees_old_masks: ClassVar[bool] = False
     """Whether its masks show the old classes too (joint training, shots)."""
+    uses_hints: ClassVar[bool] = False
+    """Whether it uses, beside tags, the points and priors that a tag list may carry."""
     refines: ClassVar[bool] = False
     """Whether it also learns from a step without new classes."""
     background_init: ClassVar[bool] = False

@@ -23,10 +23,12 @@ from torch import Tensor
 from cilseg.classes import UNLABELLED_ID, default_palette
 from cilseg.config import OptimiserConfig
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
+from cilseg.losses.hints import at_points, under_prior
 from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
+from cilseg.methods.eps import builtin_saliency
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
@@ -78,6 +80,8 @@ class TagsOptions(ExclusiveOptions):
     """Image scales whose answers are merged into labels, each also mirrored."""
     localizer_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the localizer in the labels; the rest is the segmentation head's."""
+    prior_weight: float = Field(default=0.8, ge=0, le=1)
+    """How far the prior of an image, where it has one, lowers the shares of new classes; 1 forbids where it says 0."""
 
 
 class Exclusive(Method):
@@ -157,6 +161,7 @@ class Tags(Exclusive):
     options_type = TagsOptions
     options: TagsOptions
     refines = True
+    uses_hints = True
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
@@ -218,13 +223,31 @@ class Tags(Exclusive):
             ids, sure = np.full(image.shape[:2], UNLABELLED_ID, np.uint8), np.zeros(image.shape[:2], np.uint8)
             tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
             if (tags[self.n_old - 1 :] > 0).any():
+                prior, points = self._prior(index, image, stage), self._points(index, stage)
                 with stage.autocast():
-                    ids, sure = self._label(first, image, tags, look_alikes)
+                    ids, sure = self._label(first, image, tags, look_alikes, prior, points)
             write_mask(confidences[index], sure, grey)
             write_mask(labels[index], ids, palette)  # last: where it is, both are
         return data.changed(
             read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
         )
+
+    def _prior(self, index: int, image: npt.NDArray[np.uint8], stage: Stage) -> Tensor | None:
+        """Return where new classes may be in an image, (1, n_new or 1, H, W) in 0 .. 1; None where nothing is known."""
+        source = self.inputs.prior
+        if source is None or self.options.prior_weight == 0:
+            return None
+        values = builtin_saliency(self.old_model, image, stage)[..., None] if isinstance(source, str) else source(index)
+        if values is None:
+            return None
+        return torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].to(stage.device).float() / 255.0
+
+    def _points(self, index: int, stage: Stage) -> Tensor | None:
+        """Return what somebody pointed at in an image, (H, W) channel ids; None where nobody did."""
+        points = self.inputs.points(index) if self.inputs.points is not None else None
+        if points is None or (points == UNLABELLED_ID).all():
+            return None
+        return torch.from_numpy(np.array(points)).to(stage.device)
 
     @torch.no_grad()
     def _look_alikes(self, first: Wilson, data: TrainingSet, stage: Stage) -> Tensor:
@@ -261,7 +284,13 @@ class Tags(Exclusive):
 
     @torch.no_grad()
     def _label(
-        self, first: Wilson, image: npt.NDArray[np.uint8], tags: Tensor, look_alikes: Tensor | None
+        self,
+        first: Wilson,
+        image: npt.NDArray[np.uint8],
+        tags: Tensor,
+        look_alikes: Tensor | None,
+        prior: Tensor | None = None,
+        points: Tensor | None = None,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Return channel ids of new classes (H, W) uint8, and how sure they are (H, W) uint8, 255 is certain."""
         opt = self.options
@@ -283,12 +312,21 @@ class Tags(Exclusive):
         if look_alikes is not None:
             total = with_look_alikes(total, merge_passes(old, size_hw=half, mirrored=mirrored), look_alikes, tags)
         small = F.interpolate(pixels, size=half, mode="bilinear", align_corners=False)
-        refined = pamr(small, total[:, self.n_old :])  # every channel diffuses on its own
+        shares = total[:, self.n_old :]
+        if points is not None:
+            shares = at_points(shares, points, n_old=self.n_old)
+        refined = pamr(small, shares)  # every channel diffuses on its own
+        if prior is not None:  # not before: what has diffused is less sharp than the prior
+            refined = under_prior(refined, prior, weight=opt.prior_weight)
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
         share, which = over_maximum(refined)[0].max(dim=0)  # a tagged class is there: its surest pixel is sure
         claimed = share > opt.claim_from
         ids = torch.where(claimed, which + self.n_old, UNLABELLED_ID)
         sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)
+        if points is not None:  # what was marked stays so
+            of_new = (points >= self.n_old) & (points < self.model.n_classes)
+            ids = torch.where(points == UNLABELLED_ID, ids, torch.where(of_new, points, UNLABELLED_ID))
+            sure = torch.where(points == UNLABELLED_ID, sure, of_new.to(sure.dtype))
         return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
 
 

@@ -127,7 +127,7 @@ def tagged_files(
     return TrainingSet(
         size=len(files),
         read_image=partial(read_prepared, tuple(files), preprocessing),
-        read_mask=partial(_read_annotation, annotations, preprocessing) if annotations else None,
+        read_mask=partial(read_annotation, annotations, preprocessing) if annotations else None,
         tags=states,
         names=[file.stem for file in files],
         transform=_transform(optimiser),
@@ -135,9 +135,8 @@ def tagged_files(
     )
 
 
-def _read_annotation(
-    annotations: ImageReader, preprocessing: Preprocessing | None, index: int
-) -> npt.NDArray[np.uint8]:
+def read_annotation(annotations: ImageReader, preprocessing: Preprocessing | None, index: int) -> npt.NDArray[np.uint8]:
+    """Return the partial mask of image ``index`` at the size at which the network sees that image."""
     mask = annotations(index)
     if preprocessing is None:
         return mask

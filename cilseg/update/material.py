@@ -12,20 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cilseg.bundle import Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.config import Config
-from cilseg.data.annotations import POINT_RADIUS_PX, paint_points, read_scribble
+from cilseg.data.annotations import POINT_RADIUS_PX, paint_points, read_prior, read_scribble
 from cilseg.data.check import check_images, check_source
-from cilseg.data.image_folders import matching_files, negative_files, open_image_folders, read_saliency_of
+from cilseg.data.image_folders import matching_files, negative_files, open_image_folders, priors_in, read_saliency_of
 from cilseg.data.source import Source, open_source
 from cilseg.data.taglist import TagList, check_trainable, load_tag_list
 from cilseg.errors import FaultCollector, InputError, did_you_mean
 from cilseg.methods import Method, Replay, StepInputs, Supervision, method_class
-from cilseg.methods.base import BUILTIN
+from cilseg.methods.base import BUILTIN, PriorReader
 from cilseg.registry import Version
 from cilseg.train.dataset import ImageReader, TrainingSet
 from cilseg.train.memory import stored_memory
-from cilseg.train.steps import masked_set, read_prepared, tagged_set
+from cilseg.train.steps import masked_set, read_annotation, read_prepared, tagged_set
 from cilseg_serve.images import read_image
 
 
@@ -34,7 +35,8 @@ class UpdateRequest:
     """What ``cilseg update`` is asked for; which fields are used depends on what the method learns from.
 
     ``tags`` for tag, point and scribble methods; ``data`` and ``classes`` for methods that learn from masks; ``shots``
-    beside them for few-shot methods. ``replay`` and ``saliency`` for the methods that need them.
+    beside them for few-shot methods. ``replay`` and ``saliency`` for the methods that need them,
+    ``prior_masks`` for those that use hints.
     """
 
     config: Config
@@ -54,6 +56,8 @@ class UpdateRequest:
     """Folder with one folder of images per old class."""
     saliency: str | None = None
     """Folder with one grey picture per image, or ``builtin``."""
+    prior_masks: str | None = None
+    """Folder with PNGs of where new classes may be, named like the images, or ``builtin``."""
     name: str | None = None
     """Register the result under another name than the parent's."""
     gate: bool = True
@@ -141,6 +145,8 @@ def check_supervision(request: UpdateRequest, method: type[Method]) -> None:
         )
     if "saliency" not in method.needs and request.saliency is not None:
         faults.add("it takes no --saliency; eps does")
+    if not method.uses_hints and request.prior_masks is not None:
+        faults.add("it takes no --prior-masks; tags does")
     faults.raise_if_any(_MASKS if from_tags else _TAGS)
 
 
@@ -213,13 +219,13 @@ def _annotations(tag_list: TagList, class_set: ClassSet, kind: Supervision) -> I
     return read
 
 
-def _point_mask(tag_list: TagList, class_set: ClassSet, index: int) -> npt.NDArray[np.uint8]:
+def _point_mask(tag_list: TagList, class_set: ClassSet, index: int, *, with_old: bool = False) -> npt.NDArray[np.uint8]:
     image = tag_list.images[index]
     height, width = read_image(image.file).shape[:2]
     points = [
         (int(p.x_px), int(p.y_px), class_set.id_of(p.name))
         for p in image.points
-        if p.name in tag_list.new_names or class_set.id_of(p.name) == 0
+        if with_old or p.name in tag_list.new_names or class_set.id_of(p.name) == 0
     ]
     try:
         return paint_points(points, height=height, width=width, radius=POINT_RADIUS_PX)
@@ -288,7 +294,7 @@ def few_shots(source: Source, classes: Sequence[str], shots: int) -> Source:
 
 
 def _with_inputs(material: Material, request: UpdateRequest) -> Material:
-    """Add replay images, saliency maps and what earlier steps left, and check them."""
+    """Add replay images, saliency maps, hints and what earlier steps left, and check them."""
     parent = material.parent
     replay: Replay | None = None
     saliency: Any = None
@@ -310,6 +316,72 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         check_images(maps, what=f"Saliency folder {request.saliency}")
         saliency = partial(read_saliency_of, maps, files, parent.manifest.preprocessing.short_side_px)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
+    prior: Any = None
+    points: ImageReader | None = None
+    if method_class(request.config.update.method).uses_hints:
+        assert material.tag_list is not None
+        prior, recorded = _prior(material.tag_list, request.prior_masks)
+        identity |= {"prior": recorded} if recorded else {}
+        points = _points(material.tag_list, material.class_set, parent.manifest.preprocessing)
     memory = stored_memory(parent.path, parent.manifest.preprocessing)
-    inputs = StepInputs(replay=replay, saliency=saliency, memory=memory, kept=parent.path)
+    inputs = StepInputs(replay=replay, saliency=saliency, prior=prior, points=points, memory=memory, kept=parent.path)
     return dataclasses.replace(material, identity=identity, images=images, inputs=inputs)
+
+
+def _prior(tag_list: TagList, folder: str | None) -> tuple[Any, Any]:
+    """Return what ``StepInputs.prior`` takes, each file read once, and what it is recorded as in the run's identity.
+
+    Raises:
+        InputError: priors in the list and ``--prior-masks`` too, or no class to label; unusable files, all of them.
+    """
+    files = tuple(image.prior for image in tag_list.images)
+    if folder is not None:
+        if any(files):
+            raise InputError(
+                f"Tag list {tag_list.path} names priors of its own: leave out --prior-masks, or take the field 'prior' "
+                "out of the list."
+            )
+        if not tag_list.new_classes:
+            raise InputError(f"Tag list {tag_list.path} brings no new class to label: leave out --prior-masks.")
+        if folder == BUILTIN:
+            return BUILTIN, BUILTIN
+        files = priors_in(Path(folder), [image.file for image in tag_list.images])
+    if not any(files) or not tag_list.new_classes:
+        return None, None
+    read: PriorReader = partial(_read_prior, tag_list, files)
+    faults = FaultCollector(f"Priors of {tag_list.path}")
+    for index in range(len(tag_list)):
+        try:
+            read(index)
+        except InputError as exc:
+            faults.add(str(exc))
+    faults.raise_if_any("Correct these files, or take them away: an image needs no prior.")
+    return read, [(file.name, file.stat().st_size) if file else None for file in files]
+
+
+def _read_prior(tag_list: TagList, files: Sequence[Path | None], index: int) -> npt.NDArray[np.uint8] | None:
+    file = files[index]
+    if file is None:
+        return None
+    height, width = read_image(tag_list.images[index].file).shape[:2]
+    return read_prior(file, n_classes=len(tag_list.new_classes), height=height, width=width)
+
+
+def _points(tag_list: TagList, class_set: ClassSet, preprocessing: Preprocessing) -> ImageReader | None:
+    """Return the reader of the points of a list, old classes' too, after reading each once; None where it has none.
+
+    Raises:
+        InputError: points outside their image, all of them.
+    """
+    marked = [index for index, image in enumerate(tag_list.images) if image.points]
+    if not marked:
+        return None
+    read = partial(_point_mask, tag_list, class_set, with_old=True)
+    faults = FaultCollector(f"Tag list {tag_list.path} as points")
+    for index in marked:
+        try:
+            read(index)
+        except InputError as exc:
+            faults.add(str(exc))
+    faults.raise_if_any("Give x, y in pixels of the image, x first.")
+    return partial(read_annotation, read, preprocessing)

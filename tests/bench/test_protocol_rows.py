@@ -24,6 +24,7 @@ ROWS = {
         "optimiser": {"freeze_norm": True},
         "base": {"model": {"classifier": "cosine"}, "cycles": [SMALL]},
     },
+    "tags": {"points": True},
     "joint": {},
     "mib": {},
 }
@@ -61,6 +62,14 @@ def test_points_and_scribbles_are_all_that_a_row_sees(rows, model):
             assert (mask == UNLABELLED_ID).mean() > 0.7
             marked = mask == NEW_ID
             assert (full[marked] == NEW_ID).mean() > 0.8 if marked.any() else row == "mib-points"
+
+
+def test_tags_may_have_the_points_of_other_rows(rows, model, tmp_path):
+    points = set_of(rows, model, "mib-points")
+    inputs = step_inputs(rows.data, Cell("overlap", 0, "tags", 1), parent=tmp_path, model=model)
+    assert set_of(rows, model, "tags").read_mask is None
+    assert all(np.array_equal(inputs.points(i), points.read_mask(i)) for i in range(points.size))
+    assert step_inputs(rows.data, Cell("overlap", 0, "eps", 1), parent=tmp_path, model=model).points is None
 
 
 def test_shots_are_the_first_images_of_a_class(rows, model):
@@ -106,6 +115,7 @@ def test_a_run_from_end_to_end(rows):
         "mib-points": "points",
         "mib-scribbles": "scribbles",
         "eps": "tags",
+        "tags": "tags",
         "pifs": "shots",
     }
     assert cells["pifs"]["images"] == 2
@@ -122,5 +132,6 @@ def test_a_run_from_end_to_end(rows):
     given = {row: cell["identity"].get("given") for row, cell in cells.items()}
     assert given["recall"] == {"replay": "withheld"}
     assert given["eps"] == {"saliency": "builtin"}
+    assert given["tags"] == {"points": True}
     assert given["pifs"]["shots"] == 2
     assert given["pifs"]["base"]["model"] == {"classifier": "cosine"}

@@ -267,6 +267,14 @@ def test_a_name_that_cannot_be_registered_is_refused_before_training(story: Stor
         (("--method", "wilsn", "--tags", "TAGS"), ["Unknown method 'wilsn'. Did you mean 'wilson'? Methods: "]),
         (("--tags", "TAGS", "--config", "tyni"), ["Unknown preset 'tyni'."]),
         (("--tags", "TAGS", "--set", "update.epochs=3"), ["unknown key update.epochs"]),
+        (
+            ("--tags", "TAGS", "--prior-masks", "builtin"),
+            ["Method 'wilson' learns from tags", "it takes no --prior-masks; tags does"],
+        ),
+        (
+            ("--method", "tags", "--tags", "TAGS", "--prior-masks", "DATA"),
+            ["no PNG in it is named like one of the", "Name them like train_"],
+        ),
         (("--dry-run",), ["--dry-run checks a tag list: give --tags FILE"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scribbles, folders of images per class, pictures per image."""
+"""Scribbles, priors, folders of images per class, pictures per image."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from cilseg.classes import UNLABELLED_ID
-from cilseg.data.annotations import read_scribble
+from cilseg.data.annotations import read_prior, read_scribble
 from cilseg.data.image_folders import (
     images_in,
     matching_files,
     open_image_folders,
+    priors_in,
     read_saliency,
     read_saliency_of,
 )
@@ -50,6 +51,51 @@ class TestScribbles:
     def test_another_size(self, write):
         with pytest.raises(InputError, match="3 x 1 px, but its image has 4 x 1"):
             read_scribble(write("s.png", [[0, 0, 0]]), class_ids=[1], height=1, width=4)
+
+
+def palette(path, values):
+    picture = Image.fromarray(np.array(values, dtype=np.uint8)).convert("P")
+    picture.putdata(np.array(values).ravel().tolist())
+    picture.putpalette([c for i in range(256) for c in (i, 255 - i, 0)])
+    picture.save(path)
+    return path
+
+
+class TestPriors:
+    def test_grey_is_for_every_class(self, write):
+        found = read_prior(write("p.png", [[0, 100, 255]]), n_classes=2, height=1, width=3)
+        assert found.dtype == np.uint8
+        assert found.tolist() == [[[0, 0], [100, 100], [255, 255]]]
+
+    def test_indices_of_a_palette_are_classes(self, tmp_path):
+        found = read_prior(palette(tmp_path / "p.png", [[0, 1, 2, 255]]), n_classes=2, height=1, width=4)
+        assert found.tolist() == [[[0, 0], [255, 0], [0, 255], [255, 255]]]
+
+    def test_an_index_that_is_no_class(self, tmp_path):
+        path = palette(tmp_path / "p.png", [[0, 3, 7]])
+        with pytest.raises(InputError) as caught:
+            read_prior(path, n_classes=2, height=1, width=3)
+        assert f"{path}: the indices [3, 7] name nothing; use 0 for none of the classes, 1 to 2 for" in str(
+            caught.value
+        )
+
+    def test_another_size(self, write):
+        with pytest.raises(InputError, match="3 x 1 px, but its image has 4 x 1; resize the prior"):
+            read_prior(write("p.png", [[0, 0, 0]]), n_classes=1, height=1, width=4)
+
+    def test_colours(self, write):
+        with pytest.raises(InputError, match="coloured; save it as 8-bit grey, or as a palette PNG"):
+            read_prior(write("p.png", [[[255, 0, 0]]]), n_classes=1, height=1, width=1)
+
+    def test_a_folder_need_not_have_one_for_every_image(self, write, tmp_path):
+        path = write("priors/b.png", [[0]])
+        (tmp_path / "priors" / "a.jpg").write_bytes(b"an image beside it")
+        files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+        assert priors_in(tmp_path / "priors", files) == (None, path)
+        with pytest.raises(InputError, match=r"no PNG in it is named like one of the 1 images .* like a.png"):
+            priors_in(tmp_path / "priors", files[:1])
+        with pytest.raises(NotFoundError, match=r"no such folder[.] Give a folder of PNGs named like the images"):
+            priors_in(tmp_path / "none", files)
 
 
 class TestFolders:

@@ -118,3 +118,68 @@ def test_masks_of_other_classes_than_new_ones_are_the_old_models(world):
         before, after = data.read_mask(index), prepared.read_mask(index)
         assert np.array_equal(after == NEW_ID, before == NEW_ID)
         assert set(after[before == 0].flat) <= {UNLABELLED_ID}
+
+
+class TestHints:
+    """Points and priors, against the run without any."""
+
+    @pytest.fixture
+    def labels(self, world, run, tmp_path):
+        """Return labels and confidences of every image after a step with these inputs, and those without them."""
+        folder, data, _ = run
+
+        def of(options=None, **inputs):
+            config = update_config("tags", claim_from=0.2, **(options or {}))
+            take_step(world, "tags", tmp_path, data=data, config=config, inputs=inputs_for(world, "tags", **inputs))
+            return tuple(
+                [[read_mask(f / kind / f"{data.name(i)}.png") for kind in (PSEUDO_LABELS, CONFIDENCE)] for i in rows]
+                for f in (tmp_path, folder)
+                for rows in [range(data.size)]
+            )
+
+        return of
+
+    @staticmethod
+    def same(ours, theirs):
+        return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+    def test_what_was_pointed_at_is_certain(self, run, labels):
+        _, data, _ = run
+        tagged = np.flatnonzero(data.tags[:, NEW_ID - 1] > 0)
+
+        def points(index):
+            mask = np.full((64, 64), UNLABELLED_ID, np.uint8)
+            if index == tagged[0]:
+                mask[5:10, 5:10], mask[20:40, 20:40], mask[50:55, 50:55] = NEW_ID, 1, 0
+            return mask
+
+        with_points, without = labels(points=points)
+        label, sure = with_points[tagged[0]]
+        marks = points(tagged[0])
+        assert (label[marks == NEW_ID] == NEW_ID).all()
+        assert (sure[marks == NEW_ID] == 255).all()
+        assert (label[marks < NEW_ID] == UNLABELLED_ID).all()
+        assert (sure[marks < NEW_ID] == 0).all()
+        assert not self.same(with_points[tagged[0]], without[tagged[0]])
+        others = [i for i in range(data.size) if i != tagged[0]]
+        assert all(self.same(with_points[i], without[i]) for i in others)
+
+    def test_a_prior_of_full_weight_forbids_and_images_without_one_stay(self, run, labels):
+        _, data, _ = run
+        tagged = np.flatnonzero(data.tags[:, NEW_ID - 1] > 0)
+        assert len(tagged) > 1
+        half = np.zeros((64, 64, 1), np.uint8)
+        half[:, 32:] = 255
+        with_prior, without = labels({"prior_weight": 1.0}, prior=lambda i: half if i == tagged[0] else None)
+        assert (with_prior[tagged[0]][0][:, :30] == UNLABELLED_ID).all()
+        assert (without[tagged[0]][0][:, :30] == NEW_ID).any()
+        assert all(self.same(with_prior[i], without[i]) for i in range(data.size) if i != tagged[0])
+
+    @pytest.mark.parametrize("weight", [0.0, 0.8])
+    def test_the_parents_own_features_as_prior(self, run, labels, weight):
+        _, data, _ = run
+        with_prior, without = labels({"prior_weight": weight}, prior="builtin")
+        unchanged = [self.same(a, b) for a, b in zip(with_prior, without, strict=True)]
+        tagged = data.tags[:, NEW_ID - 1] > 0
+        assert all(same for same, shows in zip(unchanged, tagged, strict=True) if not shows)
+        assert all(unchanged) == (weight == 0)

@@ -128,6 +128,76 @@ class TestSaliency:
         assert f"Saliency folder {folder}" in refusal("eps", tags=tags, saliency=str(folder))
 
 
+class TestHints:
+    """Priors and points beside tags; the method tags alone uses them."""
+
+    @pytest.fixture
+    def listed(self, base_story, tmp_path):
+        """Write a tag list over copies of the images, with a prior of these values for the first image."""
+
+        def write(values, **row):
+            images = tmp_path / "images"
+            images.mkdir()
+            for file in base_story.source.image_paths:
+                (images / file.name).write_bytes(file.read_bytes())
+            Image.fromarray(values).save(images / "prior.png")
+            return base_story.tag_list(tmp_path / "tags.json", image_root=images, image0={"prior": "prior.png", **row})
+
+        return write
+
+    @pytest.mark.parametrize("method", ["cam", "wilson", "mib-points"])
+    def test_priors_for_a_method_that_takes_none(self, refusal, tags, method):
+        assert "it takes no --prior-masks; tags does" in refusal(method, tags=tags, prior_masks="builtin")
+
+    def test_a_folder_without_a_prior_for_any_image(self, refusal, tags, tmp_path):
+        folder = tmp_path / "priors"
+        message = refusal("tags", tags=tags, prior_masks=str(folder), error=NotFoundError)
+        assert f"--prior-masks {folder}: no such folder" in message
+        folder.mkdir()
+        Image.new("L", (64, 64)).save(folder / "another.png")
+        message = refusal("tags", tags=tags, prior_masks=str(folder))
+        assert f"--prior-masks {folder}: no PNG in it is named like one of the 8 images of the list" in message
+
+    def test_unusable_priors(self, refusal, base_story, tags, tmp_path):
+        folder = tmp_path / "priors"
+        folder.mkdir()
+        first, second, *_ = base_story.source.image_paths
+        Image.new("L", (64, 32)).save(folder / f"{first.stem}.png")
+        (folder / f"{second.stem}.png").write_bytes(b"")
+        message = refusal("tags", tags=tags, prior_masks=str(folder))
+        assert f"Priors of {tags}: 2 faults" in message
+        assert f"{first.stem}.png: 64 x 32 px, but its image has 64 x 64; resize the prior" in message
+        assert f"{second.stem}.png: the image file is empty" in message
+        assert "an image needs no prior" in message
+
+    def test_a_prior_of_the_list_that_names_no_class(self, refusal, listed):
+        picture = Image.new("P", (64, 64), 7)
+        picture.putpalette([0, 0, 0] * 256)
+        tags = listed(np.zeros((64, 64), np.uint8))
+        picture.save(tags.parent / "images" / "prior.png")
+        assert "prior.png: the indices [7] name nothing" in refusal("tags", tags=tags)
+
+    def test_a_prior_that_is_not_there(self, refusal, listed):
+        tags = listed(np.zeros((64, 64), np.uint8), prior="none.png")
+        assert "images[0].prior: file 'none.png' does not exist" in refusal("tags", tags=tags)
+
+    def test_priors_in_the_list_and_beside_it(self, refusal, listed):
+        tags = listed(np.zeros((64, 64), np.uint8))
+        message = refusal("tags", tags=tags, prior_masks="builtin")
+        assert f"Tag list {tags} names priors of its own: leave out --prior-masks" in message
+
+    def test_priors_without_a_new_class(self, refusal, base_story, tmp_path):
+        tags = base_story.tag_list(tmp_path / "tags.json", n=2, image0={"present": [OLD[0]]}, image1={"present": []})
+        document = json.loads(tags.read_text())
+        tags.write_text(json.dumps({**document, "classes": []}))
+        message = refusal("tags", tags=tags, prior_masks="builtin")
+        assert "brings no new class to label: leave out --prior-masks" in message
+
+    def test_a_point_outside_its_image(self, refusal, base_story, tmp_path):
+        tags = base_story.tag_list(tmp_path / "tags.json", image0={"points": [[64, 3, OLD[0]]]})
+        assert "point (64, 3) is outside the image of 64 x 64 pixels" in refusal("tags", tags=tags)
+
+
 class TestReplay:
     def test_recall_without(self, refusal, masks):
         message = refusal("recall", **masks)

@@ -1,0 +1,41 @@
+"""Priors lower shares softly; marked pixels belong to their class alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cilseg.classes import UNLABELLED_ID
+from cilseg.losses.hints import at_points, under_prior
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.8, 1.0])
+def test_a_prior_of_nothing_leaves_what_its_weight_leaves(weight):
+    shares = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    prior = torch.zeros(1, 2, 8, 8)
+    prior[:, 0, :, 4:] = 1.0
+    found = under_prior(shares, prior, weight=weight)
+    assert torch.equal(found[:, 0, :, 2:], shares[:, 0, :, 2:])
+    torch.testing.assert_close(found[:, 0, :, :2], (1.0 - weight) * shares[:, 0, :, :2])
+    torch.testing.assert_close(found[:, 1], (1.0 - weight) * shares[:, 1])
+
+
+def test_one_prior_for_all_classes_is_brought_to_the_size_by_its_mean():
+    prior = torch.zeros(1, 1, 4, 4)
+    prior[0, 0, 0, 0] = 1.0  # a quarter of the first cell
+    found = under_prior(torch.ones(1, 3, 2, 2), prior, weight=1.0)
+    assert found[0, :, 0, 0].tolist() == [0.25] * 3
+    assert found[0, :, 1].eq(0).all()
+
+
+def test_marks_of_new_classes_are_certain_and_others_leave_nothing():
+    shares = torch.full((1, 2, 3, 3), 0.4)
+    points = torch.full((3, 3), UNLABELLED_ID, dtype=torch.uint8)
+    points[0, 0], points[1, 1], points[2, 2] = 3, 2, 0  # of channels: new, new or old, background
+    found = at_points(shares, points, n_old=2)
+    assert found[0, :, 0, 0].tolist() == [0.0, 1.0]
+    assert found[0, :, 1, 1].tolist() == [1.0, 0.0]
+    assert found[0, :, 2, 2].tolist() == [0.0, 0.0]
+    later = at_points(shares, points, n_old=3)
+    assert later[0, :, 1, 1].tolist() == [0.0, 0.0]
+    assert (found[0, :, points == UNLABELLED_ID] == 0.4).all()
