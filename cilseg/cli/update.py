@@ -84,7 +84,7 @@ def command(
     prior_masks: Annotated[
         str | None,
         typer.Option(
-            "--prior-masks", metavar="DIR|builtin", help="PNGs of where new classes may be, named like images (tags)."
+            "--prior-masks", metavar="DIR", help="PNGs of where new classes may be, named like images (tags)."
         ),
     ] = None,
     no_gate: Annotated[

@@ -32,8 +32,9 @@ def look_alike_weights(claimed: Tensor, everywhere: Tensor, absent: Tensor) -> T
     rare among the answers there (people beside cows, claimed by mistake) counts less: a class with less than half of
     the main one's score has twice that ratio as a factor. And a class that the old model sees as much of where no new
     class is (leaves that lie about in every picture) is there, and passes for nothing: with absent-tagged images every
-    weight has ``1 - absent / everywhere`` as a factor. The matrix takes the place of the similarities of class names of RaSP (Roy et al., "RaSP: Relation-aware Semantic Prior for
-    Weakly-supervised Incremental Segmentation", 2023) and is read from the images themselves.
+    weight has ``1 - absent / everywhere`` as a factor. The matrix takes the place of the similarities of class names
+    of RaSP (Roy et al., "RaSP: Relation-aware Semantic Prior for Weakly-supervised Incremental Segmentation", 2023) and
+    is read from the images themselves.
 
     Args:
         claimed: (n_new, n_old) mean score of each old class over the pixels of a new one, weighted by its claim.

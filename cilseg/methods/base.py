@@ -71,8 +71,8 @@ class StepInputs:
     replay: Replay | None = None
     saliency: ImageReader | Literal["builtin"] | None = None
     """Index of a training image -> ``(H, W)`` uint8, or ``builtin``: made from the parent's own features."""
-    prior: PriorReader | Literal["builtin"] | None = None
-    """Where new classes may be, for methods with ``uses_hints``; ``builtin`` as for ``saliency``."""
+    prior: PriorReader | None = None
+    """Where new classes may be, for methods with ``uses_hints``."""
     points: ImageReader | None = None
     """Index of a training image -> ``(H, W)`` uint8, for methods with ``uses_hints``: channel ids, old ones too, where
     somebody pointed, ``UNLABELLED_ID`` elsewhere."""

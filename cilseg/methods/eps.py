@@ -17,7 +17,6 @@ from cilseg.losses.label_making import cam_labels, merge_passes
 from cilseg.methods.base import BUILTIN, Stage, StepContext
 from cilseg.methods.two_stage import TwoStage, TwoStageOptions, WeakNetwork
 from cilseg.models.saliency import boundary_saliency
-from cilseg.models.segmenter import SegmentationModel
 from cilseg.models.weak import EpsHead
 from cilseg.train.dataset import Batch, TrainingSet
 
@@ -79,23 +78,15 @@ class Eps(TwoStage):
         if self.inputs.saliency != BUILTIN:
             return data.changed(read_saliency=self.inputs.saliency)
         model = self.old_model.to(stage.device).eval()
-        maps = [builtin_saliency(model, data.read_image(index), stage) for index in range(data.size)]
+        maps = []
+        for index in range(data.size):
+            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            with torch.no_grad(), stage.autocast():
+                features = model.backbone(model.normalise(image)).float()
+            saliency = boundary_saliency(features, image.float())[:, None]
+            full = F.interpolate(saliency, size=image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+            maps.append((255 * full.clamp(0, 1)).round().to(torch.uint8).cpu().numpy())
         return data.changed(read_saliency=partial(_entry, maps))
-
-
-@torch.no_grad()
-def builtin_saliency(model: SegmentationModel, image: npt.NDArray[np.uint8], stage: Stage) -> npt.NDArray[np.uint8]:
-    """Return the saliency map (H, W) uint8 of an image (H, W, 3), made from the body features of ``model``.
-
-    Raises:
-        InputError: the features have fewer than 3 x 3 cells.
-    """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(stage.device)
-    with stage.autocast():
-        features = model.backbone(model.normalise(pixels)).float()
-    saliency = boundary_saliency(features, pixels.float())[:, None]
-    full = F.interpolate(saliency, size=pixels.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
-    return (255 * full.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
 
 
 def _entry(maps: list[npt.NDArray[np.uint8]], index: int) -> npt.NDArray[np.uint8]:

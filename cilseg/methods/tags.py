@@ -28,7 +28,6 @@ from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
-from cilseg.methods.eps import builtin_saliency
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
@@ -170,9 +169,7 @@ class Tags(Exclusive):
         slower = {
             key: self.options.first_rates * getattr(rates, key) for key in ("lr_body", "lr_head", "lr_classifier")
         }
-        self._first_optimiser = rates.model_copy(
-            update={**slower, "epochs": self.options.first_epochs or rates.epochs}
-        )
+        self._first_optimiser = rates.model_copy(update={**slower, "epochs": self.options.first_epochs or rates.epochs})
         n_new = self.model.n_classes - self.n_old
         self._refinement: list[Wilson] = []
         if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
@@ -223,7 +220,7 @@ class Tags(Exclusive):
             ids, sure = np.full(image.shape[:2], UNLABELLED_ID, np.uint8), np.zeros(image.shape[:2], np.uint8)
             tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
             if (tags[self.n_old - 1 :] > 0).any():
-                prior, points = self._prior(index, image, stage), self._points(index, stage)
+                prior, points = self._prior(index, stage), self._points(index, stage)
                 with stage.autocast():
                     ids, sure = self._label(first, image, tags, look_alikes, prior, points)
             write_mask(confidences[index], sure, grey)
@@ -232,13 +229,10 @@ class Tags(Exclusive):
             read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
         )
 
-    def _prior(self, index: int, image: npt.NDArray[np.uint8], stage: Stage) -> Tensor | None:
+    def _prior(self, index: int, stage: Stage) -> Tensor | None:
         """Return where new classes may be in an image, (1, n_new or 1, H, W) in 0 .. 1; None where nothing is known."""
-        source = self.inputs.prior
-        if source is None or self.options.prior_weight == 0:
-            return None
-        values = builtin_saliency(self.old_model, image, stage)[..., None] if isinstance(source, str) else source(index)
-        if values is None:
+        values = self.inputs.prior(index) if self.inputs.prior is not None else None
+        if values is None or self.options.prior_weight == 0:
             return None
         return torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].to(stage.device).float() / 255.0
 

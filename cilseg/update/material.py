@@ -57,7 +57,7 @@ class UpdateRequest:
     saliency: str | None = None
     """Folder with one grey picture per image, or ``builtin``."""
     prior_masks: str | None = None
-    """Folder with PNGs of where new classes may be, named like the images, or ``builtin``."""
+    """Folder with PNGs of where new classes may be, named like the images."""
     name: str | None = None
     """Register the result under another name than the parent's."""
     gate: bool = True
@@ -343,8 +343,6 @@ def _prior(tag_list: TagList, folder: str | None) -> tuple[Any, Any]:
             )
         if not tag_list.new_classes:
             raise InputError(f"Tag list {tag_list.path} brings no new class to label: leave out --prior-masks.")
-        if folder == BUILTIN:
-            return BUILTIN, BUILTIN
         files = priors_in(Path(folder), [image.file for image in tag_list.images])
     if not any(files) or not tag_list.new_classes:
         return None, None

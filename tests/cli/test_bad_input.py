@@ -268,7 +268,7 @@ def test_a_name_that_cannot_be_registered_is_refused_before_training(story: Stor
         (("--tags", "TAGS", "--config", "tyni"), ["Unknown preset 'tyni'."]),
         (("--tags", "TAGS", "--set", "update.epochs=3"), ["unknown key update.epochs"]),
         (
-            ("--tags", "TAGS", "--prior-masks", "builtin"),
+            ("--method", "wilson", "--tags", "TAGS", "--prior-masks", "DATA"),
             ["Method 'wilson' learns from tags", "it takes no --prior-masks; tags does"],
         ),
         (

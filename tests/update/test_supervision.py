@@ -147,7 +147,7 @@ class TestHints:
 
     @pytest.mark.parametrize("method", ["cam", "wilson", "mib-points"])
     def test_priors_for_a_method_that_takes_none(self, refusal, tags, method):
-        assert "it takes no --prior-masks; tags does" in refusal(method, tags=tags, prior_masks="builtin")
+        assert "it takes no --prior-masks; tags does" in refusal(method, tags=tags, prior_masks="priors")
 
     def test_a_folder_without_a_prior_for_any_image(self, refusal, tags, tmp_path):
         folder = tmp_path / "priors"
@@ -183,14 +183,14 @@ class TestHints:
 
     def test_priors_in_the_list_and_beside_it(self, refusal, listed):
         tags = listed(np.zeros((64, 64), np.uint8))
-        message = refusal("tags", tags=tags, prior_masks="builtin")
+        message = refusal("tags", tags=tags, prior_masks="priors")
         assert f"Tag list {tags} names priors of its own: leave out --prior-masks" in message
 
     def test_priors_without_a_new_class(self, refusal, base_story, tmp_path):
         tags = base_story.tag_list(tmp_path / "tags.json", n=2, image0={"present": [OLD[0]]}, image1={"present": []})
         document = json.loads(tags.read_text())
         tags.write_text(json.dumps({**document, "classes": []}))
-        message = refusal("tags", tags=tags, prior_masks="builtin")
+        message = refusal("tags", tags=tags, prior_masks="priors")
         assert "brings no new class to label: leave out --prior-masks" in message
 
     def test_a_point_outside_its_image(self, refusal, base_story, tmp_path):
