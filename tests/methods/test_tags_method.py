@@ -174,12 +174,3 @@ class TestHints:
         assert (with_prior[tagged[0]][0][:, :30] == UNLABELLED_ID).all()
         assert (without[tagged[0]][0][:, :30] == NEW_ID).any()
         assert all(self.same(with_prior[i], without[i]) for i in range(data.size) if i != tagged[0])
-
-    @pytest.mark.parametrize("weight", [0.0, 0.8])
-    def test_the_parents_own_features_as_prior(self, run, labels, weight):
-        _, data, _ = run
-        with_prior, without = labels({"prior_weight": weight}, prior="builtin")
-        unchanged = [self.same(a, b) for a, b in zip(with_prior, without, strict=True)]
-        tagged = data.tags[:, NEW_ID - 1] > 0
-        assert all(same for same, shows in zip(unchanged, tagged, strict=True) if not shows)
-        assert all(unchanged) == (weight == 0)
