@@ -1,9 +1,10 @@
 """A large tiled GeoTIFF: peak memory, agreement with whole-image inference, seams.
 
-    python -m benchmarks.serve_large --side 20000 [--onnx model.onnx]
+    python -m benchmarks.serve_large --side 20000 [--onnx model.onnx --pictures DIR]
 
 Without ``--onnx`` a ResNet-18 DeepLabV3 with random weights is exported; its masks are hardly structured, so give a
-trained model (with logits) for the seams. Agreement is measured with a network of small reach, on a crop.
+trained model (with logits) for the seams, and a folder of pictures that it knows: they are laid side by side.
+Agreement is measured with a network of small reach, on a crop.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from benchmarks.record import peak_mib, write_record
 from cilseg_serve import Segmenter, SlidingWindow, segment_geotiff
 
 BLOCK_PX = 512
+CELL_PX = 88  # of the pictures laid side by side: their edges do not fall together with those of the tiles
 
 
-def write_scene(path: Path, side: int) -> None:
-    """Write a tiled RGB GeoTIFF of blotches at several scales, block row by block row."""
+def write_scene(path: Path, side: int, pictures: Path | None = None) -> None:
+    """Write a tiled RGB GeoTIFF of blotches, or of pictures side by side, block row by block row."""
     import rasterio
     from rasterio.transform import from_origin
 
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 200, (side // 96 + 2, side // 96 + 2, 3), dtype=np.uint8)
+    cells = None if pictures is None else [_cell(p) for p in sorted(pictures.iterdir())[:500]]
+    chosen = rng.integers(0, len(cells or [0]), (side // CELL_PX + 1, side // CELL_PX + 1))
     profile = {"width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate"}
     place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_000_000, 0.5, 0.5)}
     with rasterio.open(
@@ -39,10 +44,22 @@ def write_scene(path: Path, side: int) -> None:
     ) as raster:
         columns = np.arange(side) // 96
         for top in range(0, side, BLOCK_PX):
-            rows = np.arange(top, min(top + BLOCK_PX, side)) // 96
-            band = coarse[rows[:, None], columns[None]]
-            band = band + rng.integers(0, 56, band.shape, dtype=np.uint8)
-            raster.write(band.transpose(2, 0, 1), window=((top, top + len(rows)), (0, side)))
+            bottom = min(top + BLOCK_PX, side)
+            if cells is None:
+                band = coarse[(np.arange(top, bottom) // 96)[:, None], columns[None]]
+                band = band + rng.integers(0, 56, band.shape, dtype=np.uint8)
+            else:
+                first = top // CELL_PX
+                strips = [
+                    np.concatenate([cells[k] for k in row], axis=1) for row in chosen[first : bottom // CELL_PX + 1]
+                ]
+                band = np.concatenate(strips)[top - first * CELL_PX : bottom - first * CELL_PX, :side]
+            raster.write(band.transpose(2, 0, 1), window=((top, bottom), (0, side)))
+
+
+def _cell(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))[:CELL_PX, :CELL_PX]
 
 
 def run_large(onnx: Path, scene: Path, target: Path, tile_px: int, overlap_px: int, threads: int) -> None:
@@ -81,6 +98,8 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--pictures", type=Path, help=f"folder of pictures of at least {CELL_PX} px a side")
+    parser.add_argument("--note", default="", help="what the model was trained on")
     parser.add_argument("--name", default="serve_large")
     parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -93,7 +112,7 @@ def main() -> None:
         work = Path(folder)
         onnx = options.onnx or export_deeplab(work / "deeplab.onnx")
         scene = work / "scene.tif"
-        write_scene(scene, options.side)
+        write_scene(scene, options.side, options.pictures)
         arguments = ["--tile", str(options.tile), "--overlap", str(options.overlap), "--threads", str(options.threads)]
         child = ["--child", str(onnx), str(scene), str(work / "mask.tif")]
         done = subprocess.run(
@@ -120,10 +139,12 @@ def main() -> None:
     }
     table = ["| what | result |", "|---|---|"]
     table += [f"| {row['what']} | {', '.join(f'{k} {v}' for k, v in row.items() if k != 'what')} |" for row in rows]
-    model = "given" if options.onnx else "ResNet-18 DeepLabV3, random weights"
+    model = options.note or "given" if options.onnx else "ResNet-18 DeepLabV3, random weights"
     write_record(
         options.name,
-        command=f"python -m benchmarks.serve_large --side {options.side}",
+        command=f"python -m benchmarks.serve_large --side {options.side}"
+        + (" --onnx FILE" if options.onnx else "")
+        + (" --pictures DIR" if options.pictures else ""),
         rows=rows,
         summary=summary,
         table=table,
