@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.export_models import classes_shown
 from benchmarks.record import write_record
 
 
@@ -43,8 +44,7 @@ def measure(registry_url: Path, ref: str, *, calibration: Path | None, method: s
         return [s.name for s in samples], [s.image for s in samples]
 
     gate = GateImages.of(version)
-    states = gate.candidates().states
-    shown = [n for n, column in zip(version.manifest.class_set.foreground, states.T, strict=True) if column.max() == 1]
+    shown = classes_shown(version)
     row: dict[str, Any] = {"model": ref}
     manifest = version.manifest
     row |= {"backbone": manifest.architecture.backbone, "logits": len(manifest.class_set)}
@@ -55,7 +55,7 @@ def measure(registry_url: Path, ref: str, *, calibration: Path | None, method: s
             _, report, record = work.float16(out_dir)
             row["float16_kept_nodes"] = len(record["float16"]["kept"])
         else:
-            _, report, record = work.int8(out_dir, CalibrationRequest(calibration, method, classes=tuple(shown)))
+            _, report, record = work.int8(out_dir, CalibrationRequest(calibration, method, classes=shown))
             int8 = record["int8"]
             row |= {"kept_in_float": int8["kept_in_float"], "share_in_float": int8["share_in_float"]}
             row |= {"trials": int8["trials"], "speedup": int8["speedup"], "method": method}

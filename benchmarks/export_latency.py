@@ -3,8 +3,9 @@
     python -m benchmarks.export_latency --registry R --resnet18 NAME:1 --mobilenetv2 NAME:2 [--pairs 200] [--threads 2]
     python -m benchmarks.export_latency --untrained --pairs 3        (to try it)
 
-The versions are exported before, in every precision that shall be measured. All rows of one network take turns in one
-process, 512 x 512, batch 1, from the decoded image to the mask. Figures (ratios of median times, smaller is better):
+The versions are exported before, in every precision that shall be measured (``export_models`` does it). All rows of one
+network take turns in one process, 512 x 512, batch 1, from the decoded image to the mask. Figures (ratios of median
+times, smaller is better):
 
 - best_over_torch_eager_channels_last: our fastest row that counts over torch eager in channels_last (ResNet-18);
 - best_over_best_plain_runtime: our fastest backend over the faster of plain onnxruntime and plain OpenVINO (told to

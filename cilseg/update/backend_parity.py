@@ -75,7 +75,7 @@ def check_backends(
                 "%s answers differently from the trained model on %s: %s. It will not be chosen for this model.",
                 model.name,
                 backend,
-                "; ".join(report.worst.problems),
+                "; ".join([*report.problems, *report.worst.problems]),
             )
     return verdicts
 

@@ -253,7 +253,7 @@ class TestAuto:
     ) -> None:
         info = open_session(MODEL, verified={"onnxruntime"}).describe()
         assert info.backend == "onnxruntime"
-        assert "not openvino: the model was not compared with the trained one on it" in info.reason
+        assert "not openvino: no passed comparison with the trained model on it" in info.reason
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
         info = open_session(MODEL).describe()
         assert info.backend == "onnxruntime"

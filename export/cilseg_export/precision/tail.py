@@ -2,18 +2,18 @@
 
 Between four neighbouring sites of the logits every pixel is a weighted mean of the four. Where one class wins at all
 four it wins at every pixel between them, so such a *cell* needs no upsampling at all; only cells on a border between
-classes are interpolated, and all classes of a pixel lie side by side in memory there. Shapes depend on the data then
-(``NonZero``), which processors run well and CUDA graphs cannot hold: TensorRT files keep the plain upsampling.
+classes are interpolated, large ones in two steps: first to a coarser grid, then only between those of its sites that
+differ. Shapes depend on the data then (``NonZero``), which processors run well and CUDA graphs cannot hold: TensorRT
+files keep the plain upsampling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-_LARGEST = np.iinfo(np.int32).max
 
 
 def with_cell_tail(model: Any) -> Any:
@@ -78,39 +78,17 @@ class _Builder:
         return output or name
 
     def number(self, *values: int) -> str:
+        return self.constant(values)
+
+    def constant(self, values: Sequence[object]) -> str:
         name = f"tail_constant_{len(self.constants)}"
         self.constants[name] = np.array(values, dtype=np.int64)
         return name
 
     def build(self, logits: str, factor: int, *, image: str, mask: str) -> None:
         """Add what leads from ``logits`` ``(N, C, h, w)`` to ``mask`` ``(N, H, W)`` at the size of ``image``."""
-        from onnx import TensorProto
-
-        # Borders repeat the outermost site, as upsampling does: (h + 1) x (w + 1) cells of factor x factor pixels.
-        padded = self.add("Pad", logits, self.number(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
-        sites = self.add("Transpose", padded, perm=[0, 2, 3, 1])
-        winners = self.add("Cast", self.add("ArgMax", padded, axis=1, keepdims=0), to=TensorProto.INT32)
-        starts = [(top, left) for top in (0, 1) for left in (0, 1)]
-        classes = [self._corner(winners, *start) for start in starts]
-        same = [self.add("Equal", classes[0], other) for other in classes[1:]]
-        uniform = self.add("And", self.add("And", same[0], same[1]), same[2])
-        mixed = self.add("Transpose", self.add("NonZero", self.add("Not", uniform)), perm=[1, 0])  # (K, 3)
-        corners = [
-            self.add("Unsqueeze", self.add("GatherND", self._corner(sites, *start), mixed), self.number(2))
-            for start in starts
-        ]
-        quads = self.add("Concat", *corners, axis=2)  # (K, C, 4)
-        self.constants["tail_weights"] = np.ascontiguousarray(_weights(factor).T)
-        pixels = self.add("ArgMax", self.add("MatMul", quads, "tail_weights"), axis=1, keepdims=0)
-        pixels = self.add("Cast", pixels, to=TensorProto.UINT8)  # (K, factor * factor)
-
-        cells = self.add("Shape", uniform)
-        shape = self.add("Concat", cells, self.number(factor * factor), axis=0)
-        flat = self.add("Unsqueeze", self.add("Cast", classes[0], to=TensorProto.UINT8), self.number(3))
-        blocks = self.add("ScatterND", self.add("Expand", flat, shape), mixed, pixels)
-        shape = self.add("Concat", cells, self.number(factor, factor), axis=0)
-        blocks = self.add("Transpose", self.add("Reshape", blocks, shape), perm=[0, 1, 3, 2, 4])
-        sides = self.add("Mul", cells, self.number(1, factor, factor))
+        blocks, cells = self._cells(logits, _levels(factor), border=True)
+        sides = self.add("Mul", self.add("Shape", cells), self.number(1, factor, factor))
         full = self.add("Reshape", blocks, sides)
         # The first half cell lies outside the image.
         half = factor // 2
@@ -118,18 +96,65 @@ class _Builder:
         ends = self.add("Add", size, self.number(half, half))
         self.add("Slice", full, self.number(half, half), ends, self.number(1, 2), output=mask)
 
-    def _corner(self, tensor: str, top: int, left: int) -> str:
-        """Return one corner of every cell from a tensor of sites ``(N, h + 2, w + 2, ...)``."""
-        ends = self.number(*(_LARGEST if start else -1 for start in (top, left)))
-        return self.add("Slice", tensor, self.number(top, left), ends, self.number(1, 2))
+    def _cells(self, sites: str, levels: tuple[int, ...], *, border: bool) -> tuple[str, str]:
+        """Add what leads from ``sites`` ``(N, C, h, w)`` to the pixels of the cells between them.
+
+        Args:
+            sites: logits.
+            levels: into how many parts a side of a cell is divided; mixed parts again by the next number.
+            border: whether half cells surround the sites, in which the outermost site repeats, as upsampling has it.
+
+        Returns:
+            Classes ``(N, rows of cells, lines of a cell, columns of cells, columns of a cell)`` and one class of each
+            cell, ``(N, rows, columns)``; both uint8.
+        """
+        from onnx import TensorProto
+
+        side = int(np.prod(levels))
+        # A border adds no other class to a cell, so pooling need not repeat it.
+        winners = self.add("Cast", self.add("ArgMax", sites, axis=1, keepdims=1), to=TensorProto.FLOAT)
+        pool: dict[str, Any] = {"kernel_shape": [2, 2], "pads": [int(border)] * 4}
+        highest = self.add("MaxPool", winners, **pool)
+        lowest = self.add("MaxPool", self.add("Neg", winners), **pool)
+        mixed = self.add("NonZero", self.add("Add", highest, lowest))
+        # (K, 1, 4): image, 0, row, column of every cell between sites of several classes.
+        mixed = self.add("Unsqueeze", self.add("Transpose", mixed, perm=[1, 0]), self.number(1))
+        # The first cell always comes along, because OpenVINO refuses to work on none.
+        mixed = self.add("Concat", self.constant([[[0, 0, 0, 0]]]), mixed, axis=0)
+        if border:
+            sites = self.add("Pad", sites, self.number(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+        vectors = self.add("Unsqueeze", self.add("Transpose", sites, perm=[0, 2, 3, 1]), self.number(1))
+        corners = self.add("Add", mixed, self.constant([[0, 0, y, x] for y in (0, 1) for x in (0, 1)]))
+        quads = self.add("Transpose", self.add("GatherND", vectors, corners), perm=[0, 2, 1])  # (K, C, 4)
+        if len(levels) == 1:
+            scores = self.add("MatMul", quads, self.weights((np.arange(side) + 0.5) / side))
+            pixels = self.add("Cast", self.add("ArgMax", scores, axis=1, keepdims=0), to=TensorProto.UINT8)
+        else:
+            n = levels[0] + 1
+            finer = self.add("MatMul", quads, self.weights(np.arange(n) / levels[0]))
+            finer = self.add("Reshape", finer, self.number(0, 0, n, n))
+            pixels, _ = self._cells(finer, levels[1:], border=False)
+        pixels = self.add("Reshape", pixels, self.number(-1, side, side))
+
+        cells = self.add("Squeeze", self.add("Cast", highest, to=TensorProto.UINT8), self.number(1))
+        blocks = self.add("Unsqueeze", cells, self.number(2, 4))
+        blocks = self.add("Expand", blocks, self.number(1, 1, 1, 1, side))
+        blocks = self.add("Tile", blocks, self.number(1, 1, side, 1, 1))
+        lines = self.add("Gather", mixed, self.number(0, 2, 1, 3), axis=2)
+        lines = self.add("Add", lines, self.constant([[0, 0, line, 0] for line in range(side)]))  # (K, side, 4)
+        return self.add("ScatterND", blocks, lines, pixels), cells
+
+    def weights(self, positions: npt.NDArray[np.float64]) -> str:
+        """Add the constant ``(4, P * P)``: the share of each corner at ``P`` x ``P`` positions (0 to 1) of a cell."""
+        line = np.stack([1.0 - positions, positions])
+        name = f"tail_weights_{len(self.constants)}"
+        self.constants[name] = np.einsum("as,bt->abst", line, line).reshape(4, -1).astype(np.float32)
+        return name
 
 
-def _weights(factor: int) -> npt.NDArray[np.float32]:
-    """Return ``(factor * factor, 4)``: the share of each corner in every pixel of a cell."""
-    second = (np.arange(factor) + 0.5) / factor
-    line = np.stack([1.0 - second, second])
-    shares = np.einsum("as,bt->stab", line, line).reshape(factor * factor, 4)
-    return np.asarray(shares, dtype=np.float32)
+def _levels(factor: int) -> tuple[int, ...]:
+    """Return how a cell is divided: large ones in two steps, since a border crosses few parts of a cell."""
+    return (4, factor // 4) if factor % 4 == 0 and factor > 8 else (factor,)
 
 
 def _drop_idle(graph: Any) -> None:

@@ -123,7 +123,7 @@ def _fault(backend: str, verified: Collection[str] | None) -> str | None:
     elif importlib.util.find_spec("openvino") is None:
         return "not installed (pip install 'cilseg[openvino]')"
     if verified is not None and backend not in verified:
-        return "the model was not compared with the trained one on it (cilseg export does that where it is installed)"
+        return "no passed comparison with the trained model on it (cilseg export compares where it is installed)"
     return None
 
 
