@@ -79,7 +79,7 @@ def run_demo(root: Path, config: Config, *, bar: TrainingBar, say: Say) -> DemoR
         )
     judgement = result.judgement = update.judgement
     result.rows["base"] = {**(judgement.reference_scores or {}), "new": None, "all": None}
-    result.rows[f"{config.update.method}, tags"] = judgement.scores
+    result.rows["from image tags"] = judgement.scores
     if judgement.result is not None and judgement.result.verdict == "PROMOTE":
         registry.promote(update.candidate.ref, why="demo: the gate said PROMOTE")
         result.promoted = True

@@ -39,7 +39,7 @@ def command(
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one run.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, max=64, help="Runs at one time, per version; default: 2, on a GPU 1."),
+        typer.Option("--workers", min=1, max=64, help="Runs at one time, per version; default: 4, on a GPU 1."),
     ] = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=1, max=256, help="Images that share a run, at most.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from cilseg.errors import CilsegError, FaultCollector, InputError, MissingDepend
 from cilseg.models.inference import InferenceGraph
 from cilseg.registry import Version
 from cilseg.update.gate_set import open_gate_set
-from cilseg_serve.backends.base import ONNXRUNTIME_CUDA, OPENVINO
+from cilseg_serve.backends.base import ONNXRUNTIME_CUDA, OPENVINO, Backend
 from cilseg_serve.images import read_image
 
 if TYPE_CHECKING:
@@ -29,6 +29,21 @@ FURTHER = (OPENVINO, ONNXRUNTIME_CUDA)
 N_IMAGES = 6
 
 _log = logging.getLogger(__name__)
+
+
+def further_sessions(model: Path) -> Iterator[tuple[str, Backend]]:
+    """Yield every further backend that is installed and starts here, with the opened model."""
+    from cilseg_serve.backends.opening import open_session
+
+    for backend in FURTHER:
+        try:
+            session = open_session(model, backend=backend)
+        except MissingDependencyError:
+            continue
+        except CilsegError as exc:
+            _log.info("%s was not compared on %s: %s", model.name, backend, exc)
+            continue
+        yield backend, session
 
 
 def check_backends(
@@ -47,17 +62,9 @@ def check_backends(
     """
     from cilseg_export.parity import check_parity
     from cilseg_export.runtime import BackendRuntime
-    from cilseg_serve.backends.opening import open_session
 
     verdicts: dict[str, dict[str, Any]] = {}
-    for backend in FURTHER:
-        try:
-            session = open_session(model, backend=backend)
-        except MissingDependencyError:
-            continue
-        except CilsegError as exc:
-            _log.info("%s was not compared on %s: %s", model.name, backend, exc)
-            continue
+    for backend, session in further_sessions(model):
         with tempfile.TemporaryDirectory(prefix="cilseg-parity-") as folder:
             report = check_parity(
                 graph,

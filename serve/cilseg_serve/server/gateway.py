@@ -42,6 +42,7 @@ _SAFE_HEADERS = (
     ),
 )
 _WHILE_DRAINING = ("/v2/health/", "/metrics")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LINGER_BYTES, _LINGER_S = 8 * 2**20, 2.0
 
 
@@ -208,7 +209,8 @@ class Gateway:
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         seconds = time.monotonic() - exchange.started
         code = exchange.status if exchange.status is not None else 499
-        self.metrics.requests.labels(route, scope["method"][:10], str(code)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"  # a label must not have any number of values
+        self.metrics.requests.labels(route, method, str(code)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         level = logging.INFO if code < 500 else logging.WARNING
         if _logger.isEnabledFor(level):

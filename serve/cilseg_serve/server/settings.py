@@ -12,8 +12,8 @@ MIB = 2**20
 CPU_BATCH_PIXELS = 300_000
 """On a CPU a run of four 512 x 512 images takes as long as four runs; only small images gain by sharing one."""
 GPU_BATCH_PIXELS = 4_000_000
-CPU_WORKERS = 2
-"""On a CPU a second run uses the cores while the first is in a part that only one of them can do."""
+CPU_WORKERS = 4
+"""On a CPU further runs use the cores while others are in a part that only one core can do."""
 
 
 @dataclass(frozen=True)

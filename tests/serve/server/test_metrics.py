@@ -40,11 +40,13 @@ def test_requests_images_pixels_and_confidence(open_client: Any) -> None:
         client.post("/v1/segment", content=encoded(half_red))
     client.post("/v1/segment", content=b"no image")
     client.get("/somewhere/else")
+    client.request("BREW", "/somewhere/else")
     found = read(client)
     at = {"model": "colours", "version": "2"}
     assert value(found, "cilseg_request_total", route="/v1/segment", method="POST", code="200") == 3
     assert value(found, "cilseg_request_total", route="/v1/segment", method="POST", code="422") == 1
     assert value(found, "cilseg_request_total", route="unmatched", method="GET", code="404") == 1
+    assert value(found, "cilseg_request_total", route="unmatched", method="other", code="404") == 1
     assert value(found, "cilseg_request_duration_seconds_count", route="/v1/segment") == 4
     assert value(found, "cilseg_image_total", **at) == 3
     assert value(found, "cilseg_batch_size_sum", **at) == 3
