@@ -10,24 +10,27 @@ times, smaller is better):
 - best_over_torch_eager_channels_last: our fastest row that counts over torch eager in channels_last (ResNet-18);
 - best_over_best_plain_runtime: our fastest backend over the faster of plain onnxruntime and plain OpenVINO (told to
   compute in float32, like ours) on the same file; the largest such ratio over the files of ResNet-18;
-- post_share: share of upsampling and arg-max in the ResNet-18 INT8 call on the fastest backend, from the same file cut
-  after its logits. The table has the same tail in other forms.
+- post_share: share of upsampling and arg-max in the ResNet-18 INT8 call on the fastest backend: that file and the same
+  file cut after its logits, in turns with each other alone. The table has the same tail in other forms.
+
+``--post`` measures post_share alone and puts it into the recorded result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.record import write_record
+from benchmarks.record import RESULTS, write_record
 from benchmarks.tail_forms import tail_forms
 from cilseg.bench.latency import TORCH, Candidate, LatencyRow, time_candidates, torch_graph_candidate
 
@@ -35,6 +38,8 @@ SIDE_PX = 512
 NETWORKS = ("resnet18", "mobilenetv2")
 OURS = ("onnxruntime", "openvino")
 FLOAT, INT8 = "float32", "int8"
+CUT = "none"
+WHOLE_IN_TURNS, CUT_IN_TURNS = "plain, in turns with the cut file", "cut after the logits, in turns with the whole"
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,33 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE_PX, help="smaller, to try the benchmark")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--name", default="export_latency")
+    parser.add_argument("--post", action="store_true", help="measure post_share alone, into the recorded result")
     args = parser.parse_args()
     if not args.untrained and not all(getattr(args, name) for name in args.networks):
         parser.error("give --resnet18 and --mobilenetv2, or --untrained")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows: list[dict[str, Any]] = []
     summary: dict[str, float | None] = {}
+    if args.post:
+        recorded = json.loads((RESULTS / f"{args.name}.json").read_text())
+        rows, summary = (
+            [r for r in recorded["rows"] if r["form"] not in (WHOLE_IN_TURNS, CUT_IN_TURNS, f"tail: {CUT}")],
+            recorded["summary"],
+        )
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.networks:
             if args.untrained:
                 network = untrained(name, Path(temporary) / name, args.side)
             else:
                 network = trained(name, args.registry, getattr(args, name), args.side)
-            measured = measure(network, Path(temporary), pairs=args.pairs, threads=args.threads)
+            if args.post:
+                measured = tail_in_turns(network, Path(temporary), args.pairs, args.threads)
+                found = post_of(measured)
+            else:
+                measured = measure(network, Path(temporary), pairs=args.pairs, threads=args.threads)
+                found = figures(measured)
             prefix = "" if name == "resnet18" else f"{name}_"
-            summary |= {f"{prefix}{k}": v for k, v in figures(measured).items()}
+            summary |= {f"{prefix}{k}": v for k, v in found.items()}
             rows += [{"network": name, "form": form, **row.to_json()} for form, row in measured]
     table = [
         "| network | file | what | runtime | p10 ms | median | p90 | over torch |",
@@ -98,7 +115,8 @@ def main() -> None:
         table=table,
         note=f"{args.pairs} interleaved calls of every row after 3 to warm up, {args.threads} threads, {args.side} x "
         f"{args.side}, batch 1, from the decoded image to the mask."
-        + (" Untrained networks: only to try the benchmark." if args.untrained else ""),
+        + (" Untrained networks: only to try the benchmark." if args.untrained else "")
+        + (" post_share was measured again with --post, its two files in turns by themselves." if args.post else ""),
     )
     print("\n".join([*table, "", *(f"{k}: {v}" for k, v in summary.items())]))
 
@@ -111,12 +129,45 @@ def measure(network: Network, folder: Path, *, pairs: int, threads: int) -> list
         what[id(candidate)] = form
         candidates.append(candidate)
     timed = time_candidates(candidates, [network.picture], repeats=pairs)
-    return [(what[id(candidate)], row) for candidate, row in timed]
+    return [(what[id(candidate)], row) for candidate, row in timed] + tail_in_turns(network, folder, pairs, threads)
+
+
+def tail_in_turns(network: Network, folder: Path, pairs: int, threads: int) -> list[tuple[str, LatencyRow]]:
+    """Time the INT8 file whole and cut after its logits, in turns, on each runtime; empty without such a file."""
+    rows: list[tuple[str, LatencyRow]] = []
+    for runtime in (_plain_onnxruntime, _plain_openvino) if INT8 in network.files else ():
+        whole = runtime(network.files[INT8], INT8, threads)
+        cut = _without_answer(runtime(_tails(network, folder)[CUT], INT8, threads), network.picture)
+        timed = {id(c): row for c, row in time_candidates([whole, cut], [network.picture], repeats=pairs)}
+        rows += [(WHOLE_IN_TURNS, timed[id(whole)]), (CUT_IN_TURNS, timed[id(cut)])]
+    return rows
+
+
+def _without_answer(candidate: Candidate, picture: npt.NDArray[np.uint8]) -> Candidate:
+    """Return a candidate whose logits are dropped for an empty mask: they would be brought to the picture's size."""
+    empty = np.zeros((1, *picture.shape[:2]), np.uint8)
+
+    def answer(batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        candidate.answer(batch)
+        return empty
+
+    return replace(candidate, answer=answer)
+
+
+def _tails(network: Network, folder: Path) -> dict[str, Path]:
+    """Write the INT8 file with every form of its tail; return form -> file."""
+    import onnx
+
+    height, width = network.picture.shape[:2]
+    model = onnx.load(network.files[INT8])
+    forms = tail_forms(model, n_classes=network.n_classes, height=height, width=width, stride=network.stride)
+    paths = {form: folder / f"{network.name}-form{index}.onnx" for index, form in enumerate(forms)}
+    for form, path in paths.items():
+        onnx.save(forms[form], path)
+    return paths
 
 
 def _candidates(network: Network, folder: Path, threads: int) -> Iterator[tuple[str, Candidate]]:
-    import onnx
-
     yield "torch eager channels_last", torch_graph_candidate(network.model, network.preprocessing, threads=threads)
     for precision, path in network.files.items():
         for backend in OURS:
@@ -124,16 +175,9 @@ def _candidates(network: Network, folder: Path, threads: int) -> Iterator[tuple[
         yield "plain", _plain_onnxruntime(path, precision, threads)
         yield "plain", _plain_openvino(path, precision, threads)
     if INT8 in network.files:
-        forms = tail_forms(
-            onnx.load(network.files[INT8]),
-            n_classes=network.n_classes,
-            height=network.picture.shape[0],
-            width=network.picture.shape[1],
-            stride=network.stride,
-        )
-        for index, (form, model) in enumerate(forms.items()):
-            path = folder / f"{network.name}-form{index}.onnx"
-            onnx.save(model, path)
+        for form, path in _tails(network, folder).items():
+            if form == CUT:
+                continue
             yield f"tail: {form}", _plain_onnxruntime(path, INT8, threads)
             yield f"tail: {form}", _plain_openvino(path, INT8, threads)
 
@@ -169,25 +213,27 @@ def _plain_openvino(path: Path, precision: str, threads: int) -> Candidate:
 
 def figures(measured: list[tuple[str, LatencyRow]]) -> dict[str, float | None]:
     """Return the figures of one network."""
-    median: dict[tuple[str, str, str], float] = {(w, r.precision, r.backend): r.median_ms for w, r in measured}
     ours = [r for w, r in measured if w == "ours" and r.counts]
     torch_ms = next(r.median_ms for _, r in measured if r.backend == TORCH)
     ratios = []
     for precision in {r.precision for r in ours}:
         fastest = min(r.median_ms for w, r in measured if w == "ours" and r.precision == precision)
         ratios.append(fastest / min(r.median_ms for w, r in measured if w == "plain" and r.precision == precision))
-    share = post_ms = None
-    int8 = {r.backend: r.median_ms for w, r in measured if w == "ours" and r.precision == INT8}
-    if int8:
-        backend = min(int8, key=lambda b: int8[b])
-        post_ms = median["plain", INT8, backend] - median["tail: none", INT8, backend]
-        share = post_ms / median["plain", INT8, backend]
     return {
         "best_over_torch_eager_channels_last": round(min(r.median_ms for r in ours) / torch_ms, 4) if ours else None,
         "best_over_best_plain_runtime": round(max(ratios), 4) if ratios else None,
-        "post_share": None if share is None else round(share, 4),
-        "post_ms": None if post_ms is None else round(post_ms, 3),
+        **post_of(measured),
     }
+
+
+def post_of(measured: list[tuple[str, LatencyRow]]) -> dict[str, float | None]:
+    """Return share and time of what follows the logits, on the runtime that answers the whole INT8 file fastest."""
+    whole = {r.backend: r.median_ms for w, r in measured if w == WHOLE_IN_TURNS}
+    if not whole:
+        return {"post_share": None, "post_ms": None}
+    backend = min(whole, key=lambda b: whole[b])
+    post_ms = whole[backend] - next(r.median_ms for w, r in measured if w == CUT_IN_TURNS and r.backend == backend)
+    return {"post_share": round(post_ms / whole[backend], 4), "post_ms": round(post_ms, 3)}
 
 
 def trained(name: str, registry: str | None, ref: str, side_px: int) -> Network:

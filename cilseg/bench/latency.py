@@ -215,10 +215,10 @@ def time_candidates(
     height, width = images[0].shape[:2]
     times: dict[int, list[float]] = {}
     alive = list(candidates)
+    rng = np.random.default_rng(0)
     for turn in range(WARM_UP + repeats):
-        # Another one begins every time, so that nobody always follows the same neighbour.
-        for offset in range(len(alive)):
-            candidate = alive[(turn + offset) % len(alive)]
+        # In another order every time: who always follows a large one finds his caches empty.
+        for candidate in (alive[k] for k in rng.permutation(len(alive))):
             if id(candidate) in times and times[id(candidate)] is _FAILED:
                 continue
             time.sleep(PAUSE_S)

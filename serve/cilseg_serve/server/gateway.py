@@ -209,7 +209,9 @@ class Gateway:
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         seconds = time.monotonic() - exchange.started
         code = exchange.status if exchange.status is not None else 499
-        method = scope["method"] if scope["method"] in _METHODS else "other"  # a label must not have any number of values
+        method = (
+            scope["method"] if scope["method"] in _METHODS else "other"
+        )  # a label must not have any number of values
         self.metrics.requests.labels(route, method, str(code)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         level = logging.INFO if code < 500 else logging.WARNING
