@@ -23,27 +23,22 @@ _NOWHERE = 1e-4
 """A class that the old model hardly sees anywhere is no look-alike."""
 
 
-def look_alike_weights(claimed: Tensor, everywhere: Tensor, absent: Tensor) -> Tensor:
+def look_alike_weights(claimed: Tensor, everywhere: Tensor) -> Tensor:
     """Return how far the old model's answer speaks for a new class, (n_new, n_old) in 0 .. 1; background speaks not.
 
     An old model answers "horse" on cows: its word for what it does not know. The *lift* of an old class is how much
     more of it the old model sees where a new class is claimed than elsewhere in the same images; the weight is
-    ``1 - 1 / lift``. A class that the old model sees as much of where no new class is (leaves that lie about in every
-    picture) is there, and passes for nothing: with absent-tagged images every weight has ``1 - absent / everywhere`` as
-    a factor. The largest weight of a new class is raised to 1 when it is at least a half. A class that is rare among
-    the answers (people beside cows, claimed by mistake) counts less: a class with less than half of the main one's
-    score has twice that ratio as a factor. The matrix takes the place of the similarities of class names
-    of RaSP (Roy et al., "RaSP: Relation-aware Semantic Prior for Weakly-supervised Incremental Segmentation", 2023) and
-    is read from the images themselves.
+    ``1 - 1 / lift``, and that of the nearest look-alike is raised to 1 when its lift is at least 2. A class that is
+    rare among the answers there (people beside cows, claimed by mistake) counts less: a class with less than half of
+    the main one's score has twice that ratio as a factor. The matrix takes
+    the place of the similarities of class names of RaSP (Roy et al., "RaSP: Relation-aware Semantic Prior for
+    Weakly-supervised Incremental Segmentation", 2023) and is read from the images themselves.
 
     Args:
         claimed: (n_new, n_old) mean score of each old class over the pixels of a new one, weighted by its claim.
         everywhere: (n_new, n_old) mean score over all pixels of the images that show the new class.
-        absent: (n_new, n_old) mean score over all pixels of images in which the new class is absent; 0 where there
-            are none.
     """
     weights = (1.0 - (everywhere + _NOWHERE) / (claimed + _NOWHERE)).clamp(min=0.0)
-    weights = weights * (1.0 - absent / everywhere.clamp(min=1e-9)).clamp(min=0.0)
     weights[:, 0] = 0.0
     weights = weights / weights.amax(dim=1, keepdim=True).clamp(min=_NEAR)
     main = claimed[:, 1:].amax(dim=1, keepdim=True).clamp(min=1e-9)

@@ -250,31 +250,25 @@ class Tags(Exclusive):
         n_new = self.model.n_classes - self.n_old
         claimed, everywhere = torch.zeros(n_new, self.n_old), torch.zeros(n_new, self.n_old)
         mass, cells = torch.zeros(n_new, 1), torch.zeros(n_new, 1)
-        elsewhere, n_absent = torch.zeros(n_new, self.n_old), torch.zeros(n_new, 1)
         for index in range(data.size):
             tags = torch.from_numpy(data.tags[index]).float()
-            new_tags = tags[self.n_old - 1 :]
-            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
-            with stage.autocast():
-                old = self.old_model(image)[0].float().sigmoid().cpu()
-            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
-            elsewhere += (new_tags == 0)[:, None] * old.mean(dim=(1, 2))
-            n_absent += (new_tags == 0)[:, None]
-            if not (new_tags > 0).any():
+            shown = torch.nonzero(tags[self.n_old - 1 :] > 0)[:, 0].tolist()
+            if not shown:
                 continue
+            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
             with stage.autocast():
                 scores = first.class_scores(
                     image, tags[None].to(stage.device), localizer_share=self.options.localizer_share
                 )[0].cpu()
-            for new in torch.nonzero(new_tags > 0)[:, 0].tolist():
+                old = self.old_model(image)[0].float().sigmoid().cpu()
+            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
+            for new in shown:
                 claim = scores[self.n_old + new].float()
                 claimed[new] += (old * claim).sum(dim=(1, 2))
                 everywhere[new] += old.sum(dim=(1, 2))
                 mass[new] += claim.sum()
                 cells[new] += claim.numel()
-        everywhere = everywhere / cells.clamp(min=1)
-        absent = torch.where(n_absent > 0, elsewhere / n_absent.clamp(min=1), 0.0)
-        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere, absent)
+        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere / cells.clamp(min=1))
 
     @torch.no_grad()
     def _label(
