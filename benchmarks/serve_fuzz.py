@@ -247,7 +247,8 @@ def main() -> None:
     }
     table = ["| answer | times |", "|---|---|", *(f"| {code} | {count} |" for code, count in sorted(codes.items()))]
     note = (
-        f"schemathesis: {ran_schemathesis}. 503 and 504 are what a full server answers; they are listed, not counted."
+        f"schemathesis: {ran_schemathesis}. 503 and 504 are what a full server answers; they are listed, not counted. "
+        "0: bytes that are no HTTP, closed without an answer, or a header that cannot be sent."
     )
     print("\n".join([*table, note, json.dumps(summary), json.dumps(bad[:20])]))
     if asked.record:
