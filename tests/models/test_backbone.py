@@ -84,8 +84,9 @@ def test_features_of_every_level(name, frozen):
     features = backbone.stage_features(IMAGES)
     with torch.no_grad():
         for ours, timms in zip(features, backbone.net(IMAGES), strict=True):
-            assert torch.equal(ours, timms)
-        assert torch.equal(features[-1], backbone(IMAGES))
+            # Not bit by bit: with and without gradients kernels may add up in another order, by processor.
+            torch.testing.assert_close(ours, timms, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(features[-1], backbone(IMAGES), rtol=1e-3, atol=1e-3)
     for level, channels, stride in zip(features, backbone.level_channels, backbone.level_strides, strict=True):
         assert level.shape == (2, channels, 64 // stride, 96 // stride)
     # A level carries a gradient from the first one on that a trainable part made.
