@@ -53,7 +53,7 @@ def until_busy(server: Process, count: int) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_and_refuses_the_rest(slow: Registry) -> None:
-    with running(slow.root, "--threads", 1, "--max-batch", 1) as server:
+    with running(slow.root, "--threads", 1, "--workers", 1, "--max-batch", 1) as server:
         answers: list[Any] = []
         threads = [send(server.url, answers) for _ in range(2)]
         until_busy(server, 2)
@@ -85,7 +85,7 @@ def test_a_second_signal_stops_at_once(slow: Registry) -> None:
 
 
 def test_who_leaves_is_taken_out_of_the_queue(slow: Registry) -> None:
-    with running(slow.root, "--threads", 1, "--max-batch", 1) as server:
+    with running(slow.root, "--threads", 1, "--workers", 1, "--max-batch", 1) as server:
         answers: list[Any] = []
         thread = send(server.url, answers)
         until_busy(server, 1)
