@@ -40,9 +40,9 @@ def stacks(seed: int = 0):
 
 def once() -> None:
     """Time one verdict and print seconds and peak memory as JSON."""
-    import resource
     import time
 
+    from benchmarks.record import peak_mib
     from cilseg.classes import ClassSet
     from cilseg.evaluate.gate import GatePolicy, judge
 
@@ -52,7 +52,7 @@ def once() -> None:
     started = time.perf_counter(), time.process_time()
     result = judge(parent, candidate, class_set=class_set, old=names[:-2], policy=GatePolicy(resamples=RESAMPLES))
     wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     print(json.dumps({"seconds": wall, "cpu_s": cpu, "peak_mib": peak, "verdict": result.verdict}))
 
 

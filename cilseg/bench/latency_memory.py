@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 
-_CALLS = 3
-
 
 def main() -> None:
+    from cilseg.bench.latency import WARM_UP, WARM_UP_OF
+    from cilseg.bench.record import peak_mib
+
     job = json.loads(sys.argv[1])
+    calls = WARM_UP_OF.get(job["backend"], WARM_UP)
     batch = np.zeros((*job["shape"], 3), dtype=np.uint8)
     if job["path"] is None:
         from cilseg.bench.latency import torch_graph_candidate
@@ -24,7 +25,7 @@ def main() -> None:
         manifest = read_manifest(folder)
         model = load_model(folder, manifest)
         answer = torch_graph_candidate(model, manifest.preprocessing, threads=job["threads"]).answer
-        for _ in range(_CALLS):
+        for _ in range(calls):
             answer(batch)
     else:
         from cilseg_serve.backends.base import TENSORRT
@@ -32,10 +33,9 @@ def main() -> None:
 
         threads = None if job["backend"] == TENSORRT else job["threads"]
         session = open_session(Path(job["path"]), backend=job["backend"], threads=threads)
-        for _ in range(_CALLS):
+        for _ in range(calls):
             session.run(batch, ["mask"])
-    scale = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20)
+    print(peak_mib())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ import pytest
 
 from cilseg.errors import ArtifactError, CilsegError, InputError, MissingDependencyError, NotFoundError, ParityError
 from cilseg_serve import Segmenter
-from cilseg_serve.backends import cudart
+from cilseg_serve.backends import cudart, openvino_runtime
 from cilseg_serve.backends.base import BACKENDS, Backend
 from cilseg_serve.backends.engine_file import EngineRecord, Profile, find_engine, sidecar_path, write_engine
 from cilseg_serve.backends.onnx_metadata import metadata_props
@@ -185,6 +185,64 @@ class TestOnnxModels:
 def test_openvino_computes_in_float32_and_says_so() -> None:
     info = open_session(MODEL, backend="openvino").describe()
     assert (info.arithmetic, info.device) == ("INFERENCE_PRECISION_HINT=f32", "cpu")
+
+
+class TestOpenVinoShapes:
+    """A shape that comes often gets a model of its own, which answers as the other one did."""
+
+    @pytest.fixture
+    def own(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+        monkeypatch.setattr(openvino_runtime, "FIXED_AFTER", 3)
+        caplog.set_level(logging.DEBUG, logger=openvino_runtime.__name__)
+        return lambda: [r.getMessage().split("shape ")[1] for r in caplog.records if "of its own" in r.getMessage()]
+
+    def test_answers_stay_the_same(self, own: Callable[[], list[str]]) -> None:
+        rng = np.random.default_rng(0)
+        session = open_session(MODEL, backend="openvino")
+        images = {n: rng.integers(0, 256, (n, 21, 30, 3), dtype=np.uint8) for n in (1, 2)}
+        first = {n: session.run(image) for n, image in images.items()}
+        for call in range(1, 5):
+            for n, image in images.items():
+                answer = session.run(image)
+                np.testing.assert_array_equal(answer["mask"], expected_mask(image))
+                np.testing.assert_array_equal(answer["confidence"], first[n]["confidence"])
+            assert len(own()) == (2 if call >= 2 else 0)
+        assert own() == ["(1, 21, 30, 3).", "(2, 21, 30, 3)."]
+
+    def test_the_least_used_gives_way(self, own: Callable[[], list[str]]) -> None:
+        rng = np.random.default_rng(0)
+        session = open_session(MODEL, backend="openvino")
+        for side in (8, 9, 10, 9, 8):  # 8 gave way to 10, and comes again
+            for _ in range(3):
+                image = rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+                np.testing.assert_array_equal(session.run(image)["mask"], expected_mask(image))
+        assert own() == [f"(1, {side}, {side}, 3)." for side in (8, 9, 10, 8)]
+
+    def test_threads_get_answers_while_one_compiles(self, own: Callable[[], list[str]]) -> None:
+        session = open_session(MODEL, backend="openvino")
+        image = np.random.default_rng(0).integers(0, 256, (1, 33, 47, 3), dtype=np.uint8)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: session.run(image)["mask"], range(64)))
+        assert all((answer == expected_mask(image)).all() for answer in answers)
+        assert own() == ["(1, 33, 47, 3)."]
+
+    def test_a_failure_leaves_the_model_for_any_shape(
+        self, own: Callable[[], list[str]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import openvino
+
+        session = open_session(MODEL, backend="openvino", name="tiny")
+        image = np.zeros((1, 12, 12, 3), np.uint8)
+
+        def full(*_: Any) -> None:
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr(openvino.Core, "compile_model", full)
+        for _ in range(8):
+            np.testing.assert_array_equal(session.run(image)["mask"], expected_mask(image))
+        assert own() == []
+        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert warned == ["tiny: OpenVINO has no model for the shape (1, 12, 12, 3) alone (no memory)."]
 
 
 def test_unknown_backends_are_refused_with_a_guess() -> None:

@@ -115,8 +115,10 @@ class _Builder:
         winners = self.add("Cast", self.add("ArgMax", sites, axis=1, keepdims=1), to=TensorProto.FLOAT)
         pool: dict[str, Any] = {"kernel_shape": [2, 2], "pads": [int(border)] * 4}
         highest = self.add("MaxPool", winners, **pool)
-        lowest = self.add("MaxPool", self.add("Neg", winners), **pool)
-        mixed = self.add("NonZero", self.add("Add", highest, lowest))
+        mean = self.add(
+            "AveragePool", winners, count_include_pad=0, **pool
+        )  # of few small integers: exact if all equal
+        mixed = self.add("NonZero", self.add("Sub", highest, mean))
         # (K, 1, 4): image, 0, row, column of every cell between sites of several classes.
         mixed = self.add("Unsqueeze", self.add("Transpose", mixed, perm=[1, 0]), self.number(1))
         # The first cell always comes along, because OpenVINO refuses to work on none.
@@ -138,8 +140,7 @@ class _Builder:
 
         cells = self.add("Squeeze", self.add("Cast", highest, to=TensorProto.UINT8), self.number(1))
         blocks = self.add("Unsqueeze", cells, self.number(2, 4))
-        blocks = self.add("Expand", blocks, self.number(1, 1, 1, 1, side))
-        blocks = self.add("Tile", blocks, self.number(1, 1, side, 1, 1))
+        blocks = self.add("Expand", blocks, self.number(1, 1, side, 1, side))
         lines = self.add("Gather", mixed, self.number(0, 2, 1, 3), axis=2)
         lines = self.add("Add", lines, self.constant([[0, 0, line, 0] for line in range(side)]))  # (K, side, 4)
         return self.add("ScatterND", blocks, lines, pixels), cells
