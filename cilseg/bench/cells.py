@@ -271,7 +271,14 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
             partial(_read_chosen, stored.read_mask, tuple(chosen)),
             len(known),
         )
-    return StepInputs(replay=replay, saliency=saliency, points=points, memory=memory, kept=parent / KEEP)
+    return StepInputs(
+        replay=replay,
+        saliency=saliency,
+        points=points,
+        memory=memory,
+        class_names=data.classes_until(step).names,
+        kept=parent / KEEP,
+    )
 
 
 def _read_chosen(reader: ImageReader, rows: tuple[int, ...], index: int) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,8 @@ class StepInputs:
     """Index of a training image -> ``(H, W)`` uint8, for methods with ``uses_hints``: channel ids, old ones too, where
     somebody pointed, ``UNLABELLED_ID`` elsewhere."""
     memory: Memory | None = None
+    class_names: Sequence[str] | None = None
+    """Names of the channels of the model to train, background first; None: they go by their numbers."""
     kept: Path | None = None
     """Folder with the files that the parent's step left for later ones (:meth:`Method.keep`)."""
 

@@ -7,11 +7,12 @@ explains each part and what it buys.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from cilseg.classes import UNLABELLED_ID, default_palette
+from cilseg.bundle import write_file_atomically
+from cilseg.classes import UNLABELLED_ID, default_palette, normalise_name
 from cilseg.config import OptimiserConfig
-from cilseg.errors import InputError
+from cilseg.errors import FaultCollector, InputError, did_you_mean
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
 from cilseg.losses.hints import at_points, under_prior
 from cilseg.losses.label_making import merge_passes, over_maximum
@@ -37,6 +39,8 @@ from cilseg_serve.images import write_mask
 
 CONFIDENCE = "pseudo_label_confidence"
 """Folder of a run with one grey PNG per training image: how sure its label is, 255 is certain."""
+LOOK_ALIKES = "look_alikes.json"
+"""File of a run with the weights of look-alikes, in the form of the option ``look_alike_weights``."""
 FIRST = "first"
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,6 +79,8 @@ class TagsOptions(ExclusiveOptions):
     """Epochs of the first round; null: as many as the second has."""
     look_alikes: bool = True
     """Let old classes that the old model sees in new ones speak for these in the labels."""
+    look_alike_weights: dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]] | None = None
+    """New class -> old class -> how far the old one speaks for it, what is left out not at all; null: measured."""
     claim_from: float = Field(default=0.4, gt=0, lt=1)
     """Share of a pixel from which on a new class claims it, relative to the largest share that it has in the image."""
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -198,6 +204,13 @@ class Tags(Exclusive):
         }
         self._first_optimiser = rates.model_copy(update={**slower, "epochs": self.options.first_epochs or rates.epochs})
         n_new = self.model.n_classes - self.n_old
+        given = self.options.look_alike_weights
+        if given is not None and not self.options.look_alikes:
+            raise InputError(
+                "update.tags.look_alike_weights is given, but update.tags.look_alikes=false leaves look-alikes out of "
+                "the labels: set look_alikes to true, or look_alike_weights to null."
+            )
+        self._weights = None if given is None or n_new == 0 else _weights_of(given, self._class_names, self.n_old)
         self._refinement: list[Wilson] = []
         if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
             self._refinement = [Wilson(replace(context, config=config))]
@@ -241,8 +254,11 @@ class Tags(Exclusive):
             stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
             first.to(stage.device).eval()
         if missing and self.options.look_alikes:
-            look_alikes = self._look_alikes(first, data, stage).to(stage.device)
-            _LOGGER.info("Look-alikes, new classes by old channels: %s", look_alikes.cpu().numpy().round(2).tolist())
+            weights = self._weights if self._weights is not None else self._look_alikes(first, data, stage)
+            told = json.dumps(_names_of(weights, self._class_names, self.n_old), indent=1, ensure_ascii=False)
+            write_file_atomically(stage.run_dir / LOOK_ALIKES, f"{told}\n".encode())
+            _LOGGER.info("Look-alikes, new classes by old channels: %s", weights.numpy().round(2).tolist())
+            look_alikes = weights.to(stage.device)
         for index in missing:
             image = data.read_image(index)
             ids, sure = np.full(image.shape[:2], UNLABELLED_ID, np.uint8), np.zeros(image.shape[:2], np.uint8)
@@ -256,6 +272,10 @@ class Tags(Exclusive):
         return data.changed(
             read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
         )
+
+    @property
+    def _class_names(self) -> Sequence[str]:
+        return self.inputs.class_names or [str(k) for k in range(self.model.n_classes)]
 
     def _prior(self, index: int, stage: Stage) -> Tensor | None:
         """Return where new classes may be in an image, (1, n_new or 1, H, W) in 0 .. 1; None where nothing is known."""
@@ -344,6 +364,33 @@ class Tags(Exclusive):
             ids = torch.where(points == UNLABELLED_ID, ids, torch.where(of_new, points, UNLABELLED_ID))
             sure = torch.where(points == UNLABELLED_ID, sure, of_new.to(sure.dtype))
         return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
+
+
+def _weights_of(given: Mapping[str, Mapping[str, float]], class_names: Sequence[str], n_old: int) -> Tensor:
+    """Return weights given by class names as a matrix (n_new, n_old).
+
+    Raises:
+        InputError: names that are no new or no old class of the step, all of them.
+    """
+    old, new = class_names[:n_old], class_names[n_old:]
+    faults = FaultCollector("update.tags.look_alike_weights")
+    weights = torch.zeros(len(new), n_old)
+    for name, row in ((normalise_name(n), r) for n, r in given.items()):
+        if name not in new:
+            faults.add(f"{name!r} is no new class of this step.{did_you_mean(name, new)}")
+        for other, weight in ((normalise_name(n), w) for n, w in row.items()):
+            if other not in old[1:]:
+                faults.add(f"{other!r}, under {name!r}, is no old class.{did_you_mean(other, old[1:])}")
+            elif name in new:
+                weights[new.index(name), old.index(other)] = weight
+    faults.raise_if_any(f"New: {', '.join(new)}. Old: {', '.join(old[1:])}. With null the weights are measured.")
+    return weights
+
+
+def _names_of(weights: Tensor, class_names: Sequence[str], n_old: int) -> dict[str, dict[str, float]]:
+    """Return the matrix as :func:`_weights_of` takes it; the background has no weight."""
+    old, new = class_names[1:n_old], class_names[n_old:]
+    return {name: dict(zip(old, row[1:].tolist(), strict=True)) for name, row in zip(new, weights, strict=True)}
 
 
 def _batches(

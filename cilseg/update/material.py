@@ -324,7 +324,15 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         identity |= {"prior": recorded} if recorded else {}
         points = _points(material.tag_list, material.class_set, parent.manifest.preprocessing)
     memory = stored_memory(parent.path, parent.manifest.preprocessing)
-    inputs = StepInputs(replay=replay, saliency=saliency, prior=prior, points=points, memory=memory, kept=parent.path)
+    inputs = StepInputs(
+        replay=replay,
+        saliency=saliency,
+        prior=prior,
+        points=points,
+        memory=memory,
+        class_names=material.class_set.names,
+        kept=parent.path,
+    )
     return dataclasses.replace(material, identity=identity, images=images, inputs=inputs)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from functools import partial
 
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 from tiny_step import CLASSES, OLD, class_set, data_for, differing, inputs_for, state_of, take_step, update_config
 
 from cilseg.classes import UNLABELLED_ID
+from cilseg.config import load_config
 from cilseg.data.labels import map_mask
 from cilseg.errors import InputError
 from cilseg.methods import METHODS, Memory, StepContext
-from cilseg.methods.tags import CONFIDENCE
+from cilseg.methods.tags import CONFIDENCE, LOOK_ALIKES
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.train.steps import read_prepared
 from cilseg_serve.images import read_mask
@@ -151,6 +154,81 @@ def test_look_alikes_are_told(world, tmp_path, caplog):
         take_step(world, "tags", tmp_path / "b", config=update_config("tags", look_alikes=False))
     lines = [record.getMessage() for record in caplog.records if "Look-alikes" in record.getMessage()]
     assert len(lines) == 1
+
+
+class TestLookAlikeWeights:
+    """Similarities that are told, in place of those that are measured."""
+
+    NAMES = ("background", *CLASSES[:3])
+
+    @staticmethod
+    def files(folder):
+        """Contents of all labels and confidences."""
+        return [file.read_bytes() for kind in (PSEUDO_LABELS, CONFIDENCE) for file in sorted((folder / kind).iterdir())]
+
+    @pytest.fixture
+    def step(self, world, run, tmp_path):
+        """Take the step of ``run`` with other options; return the model and what :meth:`files` returns."""
+        _, data, _ = run
+
+        def of(**options):
+            config = update_config("tags", claim_from=0.2, **options)
+            inputs = inputs_for(world, "tags", class_names=self.NAMES)
+            model = take_step(world, "tags", tmp_path, data=data, config=config, inputs=inputs)
+            return state_of(model), self.files(tmp_path)
+
+        return of
+
+    def test_what_was_measured_can_be_supplied_as_it_is(self, run, step, tmp_path):
+        _, _, usual = run
+        measured, labels = step()
+        assert not differing(measured, state_of(usual))
+        text = (tmp_path / LOOK_ALIKES).read_text()
+        weights = json.loads(text)
+        assert list(weights) == [CLASSES[2]]
+        assert list(weights[CLASSES[2]]) == list(OLD)
+        assert all(0 <= weight <= 1 for weight in weights[CLASSES[2]].values())
+        for kind in (PSEUDO_LABELS, CONFIDENCE, "first"):
+            shutil.rmtree(tmp_path / kind)
+        setting = f"update.tags.look_alike_weights={text}"
+        section = load_config(None, [setting], check_methods=True).update.model_extra["tags"]
+        assert section == {"look_alike_weights": weights}
+        supplied, again = step(**section)
+        assert again == labels
+        assert not differing(supplied, measured)
+        assert (tmp_path / LOOK_ALIKES).read_text() == text
+
+    def test_what_is_left_out_has_no_weight(self, run, step, tmp_path):
+        folder, _, _ = run
+        _, labels = step(look_alike_weights={CLASSES[2]: {OLD[1]: 1.0}})
+        assert json.loads((tmp_path / LOOK_ALIKES).read_text()) == {CLASSES[2]: {OLD[0]: 0.0, OLD[1]: 1.0}}
+        assert labels != self.files(folder)
+
+    def test_without_names_classes_go_by_their_numbers(self, run):
+        folder, _, _ = run
+        assert list(json.loads((folder / LOOK_ALIKES).read_text())[str(NEW_ID)]) == ["1", "2"]
+
+    def test_names_that_are_none_are_refused_together(self, step, tmp_path):
+        typo = OLD[0][:-1]
+        with pytest.raises(InputError) as caught:
+            step(look_alike_weights={CLASSES[2]: {typo: 0.5, "background": 1.0}, OLD[1]: {}})
+        message = str(caught.value)
+        assert "update.tags.look_alike_weights: 3 faults" in message
+        assert f"{typo!r}, under {CLASSES[2]!r}, is no old class. Did you mean {OLD[0]!r}?" in message
+        assert f"'background', under {CLASSES[2]!r}, is no old class." in message
+        assert f"{OLD[1]!r} is no new class of this step." in message
+        assert f"New: {CLASSES[2]}. Old: {OLD[0]}, {OLD[1]}. With null the weights are measured." in message
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("weight", [-0.1, 1.5, "much"])
+    def test_weights_that_are_none_are_refused(self, weight):
+        where = f"update.tags.look_alike_weights.{CLASSES[2]}.{OLD[0]}"
+        with pytest.raises(InputError, match=f"{where}: .* \\(got {weight!r}\\)"):
+            load_config(None, [f"{where}={weight}"], check_methods=True)
+
+    def test_weights_without_their_use_are_refused(self, step):
+        with pytest.raises(InputError, match="set look_alikes to true, or look_alike_weights to null"):
+            step(look_alikes=False, look_alike_weights={})
 
 
 def test_masks_of_other_classes_than_new_ones_are_the_old_models(world):

@@ -97,6 +97,25 @@ def _rows(images):
     return {"images": [{"file": name, "present": present} for name, present in images.items()]}
 
 
+class TestStoredImagesAndLookAlikes:
+    def test_objects_of_images_that_nobody_stored(self, refusal, tags, masks):
+        for method, given in (("tags", {"tags": tags}), ("masks", masks)):
+            message = refusal(method, f"update.{method}.copy_paste=0.5", **given)
+            assert (
+                f"update.{method}.copy_paste=0.5 pastes objects of stored images, and the parent stores none" in message
+            )
+
+    def test_weights_of_a_class_that_is_none(self, refusal, tags):
+        given = ("update.tags.look_alikes=true", f"update.tags.look_alike_weights={{{NEW}: {{{OLD[0]}x: 1}}}}")
+        assert f"Did you mean {OLD[0]!r}?" in refusal("tags", *given, tags=tags)
+
+    def test_weights_are_told_by_the_names_of_classes(self, registry, tags):
+        config = settings("tags", "update.tags.look_alikes=true")
+        update_version(registry, UpdateRequest(config=config, tags=tags, gate=False))
+        (told,) = registry.root.glob("runs/update-*/look_alikes.json")
+        assert [(new, list(row)) for new, row in json.loads(told.read_text()).items()] == [(NEW, list(OLD))]
+
+
 class TestSaliency:
     def test_eps_without(self, refusal, tags):
         message = refusal("eps", tags=tags)
