@@ -115,8 +115,8 @@ def main() -> None:
     options = " --untrained" if args.untrained else " --registry R --resnet18 REF --mobilenetv2 REF"
     command = f"python -m benchmarks.export_latency{options} --pairs {args.pairs} --threads {args.threads}"
     note = (
-        f"{args.pairs} interleaved calls of every row, {args.threads} threads, {args.side} x {args.side}, batch 1, from "
-        "the decoded image to the mask."
+        f"{args.pairs} interleaved calls of every row, {args.threads} threads, {args.side} x {args.side}, batch 1, "
+        "from the decoded image to the mask."
     ) + (" Untrained networks: only to try the benchmark." if args.untrained else "")
     if args.post:
         command, note = recorded["command"], recorded["note"].split(AGAIN)[0]
@@ -161,8 +161,10 @@ def tail_in_turns(network: Network, folder: Path, pairs: int, threads: int) -> l
 
 
 def _mean(rows: list[LatencyRow]) -> LatencyRow:
-    times = {k: statistics.fmean(getattr(row, k) for row in rows) for k in ("p10_ms", "median_ms", "p90_ms")}
-    return replace(rows[0], **times, images_per_s=1000 / times["median_ms"])
+    p10, median, p90 = (
+        statistics.fmean(getattr(row, key) for row in rows) for key in ("p10_ms", "median_ms", "p90_ms")
+    )
+    return replace(rows[0], p10_ms=p10, median_ms=median, p90_ms=p90, images_per_s=1000 / median)
 
 
 def _without_answer(candidate: Candidate, picture: npt.NDArray[np.uint8]) -> Candidate:
