@@ -84,7 +84,7 @@ class TagsOptions(ExclusiveOptions):
     """Let old classes that the old model sees in new ones speak for these in the labels."""
     look_alike_weights: dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]] | None = None
     """New class -> old class -> how far the old one speaks for it, what is left out not at all; null: measured."""
-    claim_from: float = Field(default=0.5, gt=0, lt=1)
+    claim_from: float = Field(default=0.4, gt=0, lt=1)
     """Share of a pixel from which on a new class claims it, relative to the largest share that it has in the image."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Weight of the hard label; the rest is the share itself."""
