@@ -313,6 +313,7 @@ def _peak_mib(
         "version": str(version.path),
         "shape": [batch, *size_hw],
         "threads": threads,
+        "calls": WARM_UP_OF.get(candidate.backend, WARM_UP),
     }
     command = [sys.executable, "-m", "cilseg.bench.latency_memory", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True)

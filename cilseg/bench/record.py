@@ -58,15 +58,3 @@ def write_record(
     text = [f"# {name}", "", f"`{command}`", "", *table, "", note, ""]
     (folder / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
     return path
-
-
-def peak_mib() -> float:
-    """Return the peak of this process's resident memory; where only ``ru_maxrss`` tells, it may be the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return (
-            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) / 1024
-        )
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes

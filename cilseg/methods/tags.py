@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -22,16 +22,17 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.bundle import write_file_atomically
-from cilseg.classes import UNLABELLED_ID, default_palette, normalise_name
+from cilseg.classes import UNLABELLED_ID, default_palette
 from cilseg.config import OptimiserConfig
-from cilseg.errors import FaultCollector, InputError, did_you_mean
-from cilseg.losses.exclusive import exclusive_loss, exclusive_target, look_alike_weights, with_look_alikes
+from cilseg.errors import InputError
+from cilseg.losses.exclusive import exclusive_loss, exclusive_target, with_look_alikes
 from cilseg.losses.hints import at_points, under_prior
 from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.early_stopping import BestEpoch, held_out, tag_score
+from cilseg.methods.look_alikes import measured_weights, names_of, weights_of
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.copy_paste import paste_object
@@ -216,7 +217,7 @@ class Tags(Exclusive):
                 "update.tags.look_alike_weights is given, but update.tags.look_alikes=false leaves look-alikes out of "
                 "the labels: set look_alikes to true, or look_alike_weights to null."
             )
-        self._weights = None if given is None or n_new == 0 else _weights_of(given, self._class_names, self.n_old)
+        self._weights = None if given is None or n_new == 0 else weights_of(given, self._class_names, self.n_old)
         self._refinement: list[Wilson] = []
         if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
             self._refinement = [Wilson(replace(context, config=config))]
@@ -249,7 +250,7 @@ class Tags(Exclusive):
         labelled = self._labelled(data, stage, shows)
         if self.best:
             self._score = partial(tag_score, self.model, data.read_image, rows, states[rows], stage.autocast)
-            kept = [index for index in range(data.size) if index not in rows]
+            kept = sorted(set(range(data.size)) - set(rows))
             labelled, shows = labelled.only(kept), [shows[index] for index in kept]
         return self.balanced(self.with_memory(self.with_pasted(labelled)), shows)
 
@@ -282,8 +283,10 @@ class Tags(Exclusive):
             stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
             first.to(stage.device).eval()
         if missing and self.options.look_alikes:
-            weights = self._weights if self._weights is not None else self._look_alikes(first, data, stage)
-            told = json.dumps(_names_of(weights, self._class_names, self.n_old), indent=1, ensure_ascii=False)
+            weights = self._weights
+            if weights is None:
+                weights = measured_weights(first, self.old_model, data, stage, share=self.options.localizer_share)
+            told = json.dumps(names_of(weights, self._class_names, self.n_old), indent=1, ensure_ascii=False)
             write_file_atomically(stage.run_dir / LOOK_ALIKES, f"{told}\n".encode())
             _LOGGER.info("Look-alikes, new classes by old channels: %s", weights.numpy().round(2).tolist())
             look_alikes = weights.to(stage.device)
@@ -318,33 +321,6 @@ class Tags(Exclusive):
         if points is None or (points == UNLABELLED_ID).all():
             return None
         return torch.from_numpy(np.array(points)).to(stage.device)
-
-    @torch.no_grad()
-    def _look_alikes(self, first: Wilson, data: TrainingSet, stage: Stage) -> Tensor:
-        """Return :func:`look_alike_weights` over the tagged images, (n_new, n_old)."""
-        assert data.tags is not None
-        n_new = self.model.n_classes - self.n_old
-        claimed, everywhere = torch.zeros(n_new, self.n_old), torch.zeros(n_new, self.n_old)
-        mass, cells = torch.zeros(n_new, 1), torch.zeros(n_new, 1)
-        for index in range(data.size):
-            tags = torch.from_numpy(data.tags[index]).float()
-            shown = torch.nonzero(tags[self.n_old - 1 :] > 0)[:, 0].tolist()
-            if not shown:
-                continue
-            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
-            with stage.autocast():
-                scores = first.class_scores(
-                    image, tags[None].to(stage.device), localizer_share=self.options.localizer_share
-                )[0].cpu()
-                old = self.old_model(image)[0].float().sigmoid().cpu()
-            old = old / old.sum(dim=0, keepdim=True).clamp(min=1e-6)
-            for new in shown:
-                claim = scores[self.n_old + new].float()
-                claimed[new] += (old * claim).sum(dim=(1, 2))
-                everywhere[new] += old.sum(dim=(1, 2))
-                mass[new] += claim.sum()
-                cells[new] += claim.numel()
-        return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere / cells.clamp(min=1))
 
     @torch.no_grad()
     def _label(
@@ -392,33 +368,6 @@ class Tags(Exclusive):
             ids = torch.where(points == UNLABELLED_ID, ids, torch.where(of_new, points, UNLABELLED_ID))
             sure = torch.where(points == UNLABELLED_ID, sure, of_new.to(sure.dtype))
         return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
-
-
-def _weights_of(given: Mapping[str, Mapping[str, float]], class_names: Sequence[str], n_old: int) -> Tensor:
-    """Return weights given by class names as a matrix (n_new, n_old).
-
-    Raises:
-        InputError: names that are no new or no old class of the step, all of them.
-    """
-    old, new = class_names[:n_old], class_names[n_old:]
-    faults = FaultCollector("update.tags.look_alike_weights")
-    weights = torch.zeros(len(new), n_old)
-    for name, row in ((normalise_name(n), r) for n, r in given.items()):
-        if name not in new:
-            faults.add(f"{name!r} is no new class of this step.{did_you_mean(name, new)}")
-        for other, weight in ((normalise_name(n), w) for n, w in row.items()):
-            if other not in old[1:]:
-                faults.add(f"{other!r}, under {name!r}, is no old class.{did_you_mean(other, old[1:])}")
-            elif name in new:
-                weights[new.index(name), old.index(other)] = weight
-    faults.raise_if_any(f"New: {', '.join(new)}. Old: {', '.join(old[1:])}. With null the weights are measured.")
-    return weights
-
-
-def _names_of(weights: Tensor, class_names: Sequence[str], n_old: int) -> dict[str, dict[str, float]]:
-    """Return the matrix as :func:`_weights_of` takes it; the background has no weight."""
-    old, new = class_names[1:n_old], class_names[n_old:]
-    return {name: dict(zip(old, row[1:].tolist(), strict=True)) for name, row in zip(new, weights, strict=True)}
 
 
 def _batches(

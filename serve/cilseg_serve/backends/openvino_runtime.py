@@ -137,6 +137,7 @@ class OpenVinoBackend:
             if len(self._fixed) > MAX_FIXED:
                 self._fixed.popitem(last=False)
             self._may_fix = True
+        self._any_shape.forget()  # buffers of this shape's size
         return fixed
 
 
@@ -159,6 +160,11 @@ class _Requests:
         with self._lock:  # one that failed is not lent again
             self._idle.append(request)
         return found
+
+    def forget(self) -> None:
+        """Give back the memory of requests that nobody uses; later ones are made anew."""
+        with self._lock:
+            self._idle.clear()
 
 
 def _import() -> Any:
