@@ -50,7 +50,7 @@ def to_targets(
         if not built.passed:
             if json_:
                 print_json(answer)
-            failed = [step.what for step in built.steps if not step.passed]
+            failed = [step.what for step in built.steps if step.ran and not step.passed]
             raise ParityError(f"The self-check failed: {', '.join(failed)}. See above for what each step said.")
     if triton.folder is not None:
         if triton.backend != "tensorrt":

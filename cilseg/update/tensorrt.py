@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ class Step:
     what: str
     passed: bool
     detail: str
+    ran: bool = True
+    """False where a step that it needs had failed."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def verify_engine(
     """Check everything about TensorRT on this machine with one version, step by step, and never stop at the first.
 
     Builds and attaches the engine like :func:`export_engine`. Every step ends with pass or fail; a step that needs an
-    earlier one which failed, fails too.
+    earlier one which failed does not run, and counts as failed.
     """
     from cilseg_serve.backends.cudart import open_device
     from cilseg_serve.backends.engine_file import read_engine
@@ -141,9 +144,15 @@ def verify_engine(
     steps: list[Step] = []
     state: dict[str, Any] = {}
 
-    def step(what: str, work: Callable[[], str]) -> None:
+    def step(what: str, work: Callable[[], str], *needs: str) -> None:
+        missing = [s.what for s in steps if s.what in needs and not s.passed]
+        if missing:
+            steps.append(Step(what, False, f"not run, it needs: {', '.join(missing)}", ran=False))
+            return
         try:
             steps.append(Step(what, True, work()))
+        except CilsegError as exc:
+            steps.append(Step(what, False, str(exc)))
         except Exception as exc:  # whatever goes wrong is what the check is there to show
             steps.append(Step(what, False, f"{type(exc).__name__}: {exc}"))
 
@@ -157,7 +166,8 @@ def verify_engine(
         data, state["record"] = read_engine(path)
         return f"{len(data):,} bytes, key {state['record'].key}"
 
-    def run(shape: tuple[int, int, int]) -> str:
+    def run(which: str) -> str:
+        shape: tuple[int, int, int] = getattr(state["record"].profile, which)
         session = state.setdefault("session", open_session(state["result"].attachment.path))
         images_ = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
         first, second = session.run(images_)["mask"], session.run(images_)["mask"]
@@ -177,15 +187,21 @@ def verify_engine(
             raise CilsegError(str(verdict))
         return f"{verdict['pixels']:,} pixels, {verdict['differing']} differ outside ties"
 
-    step("TensorRT imports", lambda: str(import_tensorrt().__version__))
-    step("GPU answers", lambda: open_device().name)
-    step("engine is built, compared and attached", build)
-    step("sidecar belongs to the engine", sidecar)
-    step("answers equal the trained model's", parity)
+    imports, gpu, built, belongs = (
+        "TensorRT imports",
+        "GPU answers",
+        "engine is built, compared and attached",
+        "sidecar belongs to the engine",
+    )
+    step(imports, lambda: str(import_tensorrt().__version__))
+    step(gpu, lambda: open_device().name)
+    step(built, build, imports, gpu)
+    step(belongs, sidecar, built)
+    step("answers equal the trained model's", parity, built)
     for which in ("min", "opt", "max"):
-        step(f"runs at the profile's {which}", lambda which=which: run(getattr(state["record"].profile, which)))  # type: ignore[misc]
-    step("calls are CUDA graphs", captured)
-    step("the same engine is not built twice", lambda: _reuse(registry, ref, profile, images))
+        step(f"runs at the profile's {which}", partial(run, which), belongs)
+    step("calls are CUDA graphs", captured, "runs at the profile's max")
+    step("the same engine is not built twice", lambda: _reuse(registry, ref, profile, images), built)
     done: EngineResult | None = state.get("result")
     return EngineResult(
         registry.resolve(ref),

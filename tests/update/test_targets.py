@@ -129,6 +129,8 @@ def test_the_self_check_passes_line_by_line_or_says_what_failed(shared: Registry
     steps = verify_engine(shared, REF).steps
     assert [s.passed for s in steps] == [True, *[False] * 9]
     assert "no usable NVIDIA GPU" in steps[1].detail
+    assert steps[2].detail == "not run, it needs: GPU answers"
+    assert [s.ran for s in steps] == [True, True, *[False] * 8]
 
 
 def test_without_tensorrt_an_engine_is_refused_before_anything_is_exported(
