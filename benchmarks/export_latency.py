@@ -283,7 +283,7 @@ def trained(name: str, registry: str | None, ref: str, side_px: int) -> Network:
         raise SystemExit(f"{ref} records no gate set to take a picture from.")
     files, counts = {}, {}
     for file_name, attachment in sorted(opened.attachments(version).items()):
-        if file_name.endswith(".onnx") and attachment.kind.startswith("onnx") and "compat" not in file_name:
+        if attachment.kind == "onnx":
             path = opened.attachment(version, file_name).path
             precision = precision_of(metadata_props(path.read_bytes()))
             files[precision], counts[precision] = path, verified_backends(attachment.metadata)

@@ -159,7 +159,7 @@ def candidates_of(
         yield torch_candidate(version, threads=request.threads)
     for name, attachment in sorted(registry.attachments(version).items()):
         is_engine = name.endswith(SUFFIX)
-        if not is_engine and not (name.endswith(".onnx") and attachment.kind.startswith("onnx")):
+        if not is_engine and attachment.kind != "onnx":  # "onnx compat" is for other readers
             continue
         path = registry.attachment(version, name).path
         for backend in BACKENDS:
@@ -315,7 +315,7 @@ def _peak_mib(
         "threads": threads,
         "calls": WARM_UP_OF.get(candidate.backend, WARM_UP),
     }
-    command = [sys.executable, "-m", "cilseg.bench.latency_memory", json.dumps(job)]
+    command = [sys.executable, "-Pm", "cilseg.bench.latency_memory", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None

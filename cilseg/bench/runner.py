@@ -241,7 +241,7 @@ def _launch(data: ProtocolData, work: Path, cell: Cell, *, threads: int, device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with (folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "cilseg.bench.cell", str(folder)],
+            [sys.executable, "-Pm", "cilseg.bench.cell", str(folder)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -166,10 +166,15 @@ class TestLatency:
         assert "http" not in picture.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert all(f"{n} float32" in picture for n in names)
 
-    def test_rows_without_a_passed_check_do_not_count(self, shared: Registry, tmp_path: Path) -> None:
+    def test_rows_without_a_passed_check_do_not_count(
+        self, shared: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         version = shared.resolve(REF)
         data = shared.attachment(version, "model.onnx").path.read_bytes()
         shared.attach(version, "model_other.onnx", data, kind="onnx", metadata={"parity": {"passed": False}})
+        shared.attach(version, "model.compat.onnx", data, kind="onnx compat")  # for others: no row
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "json.py").write_text("raise SystemExit('files of the working directory are no modules')")
         request = LatencyRequest(sizes=((32, 32),), backends=("onnxruntime",), repeats=2, images=2, memory=True)
         _, rows = measure_version(shared, REF, request)
         assert {r.file_name: r.counts for r in rows} == {"model.onnx": True, "model_other.onnx": False}

@@ -88,6 +88,6 @@ class ServerSettings:
     image_roots: tuple[tuple[str, Path], ...] = ()
     """Name and folder of the images that may be looked at, tagged and learned from."""
     watch_dir: Path | None = None
-    update_command: tuple[str, ...] = (sys.executable, "-m", "cilseg.cli.main", "update")
+    update_command: tuple[str, ...] = (sys.executable, "-Pm", "cilseg.cli.main", "update")
     max_loaded: int = 8
     """Versions in memory at one time."""
