@@ -287,7 +287,7 @@ def report(args: argparse.Namespace, passed, seconds: float) -> None:
             "seconds": round(seconds, 1),
         },
         table=table,
-        note=f"Shares in %, {args.sims} gate sets a row (four classes of photographs each: the pooled worst case rests on "
+        note=f"Shares in %, {args.sims} gate sets a row (four classes each on photographs, so the worst case rests on "
         f"{4 * args.sims} tests; standard error about {100 * (0.05 * 0.95 / (4 * args.sims)) ** 0.5:.1f} points of a "
         "share of 5 %). Tolerance 3 points of IoU, alpha 5 %. SE: standard error of the change at a drop of 3.",
     )
