@@ -23,7 +23,7 @@ def command(
     registry: RegistryOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the pseudo-labels of a version (cam, seam, ss, eps) as PNGs, and a contact sheet.
+    """Write the pseudo-labels of a version (tags, cam, seam, ss, eps) as PNGs, and a contact sheet.
 
     Examples:
 

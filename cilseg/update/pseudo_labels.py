@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cilseg.errors import ArtifactError, InputError, NotFoundError
 from cilseg.registry import Registry, Version
@@ -52,7 +52,7 @@ def extract_pseudo_labels(
     if PSEUDO_LABELS_FILE not in registry.attachments(version):
         raise NotFoundError(
             f"{version.ref} has no pseudo-labels: its method {version.manifest.method!r} makes none. Methods that keep "
-            "them are cam, seam, ss and eps."
+            "them are tags, cam, seam, ss and eps."
         )
     attachment = registry.attachment(version, PSEUDO_LABELS_FILE)
     if folder.exists() and not folder.is_dir():
@@ -73,8 +73,9 @@ def extract_pseudo_labels(
 
 def _draw_sheet(version: Version, folder: Path, files: list[Path], images: dict[str, Path]) -> Extracted:
     masks = [read_mask(file) for file in files]
-    first_new = sum(version.manifest.architecture.classes_per_step[:-1])
-    shown = [float(((mask >= first_new) & (mask != 255)).mean()) for mask in masks]
+    per_step = version.manifest.architecture.classes_per_step
+    first_new, n_classes = sum(per_step[:-1]), sum(per_step)
+    shown = [float(((mask >= first_new) & (mask < n_classes)).mean()) for mask in masks]
     order = sorted(range(len(files)), key=lambda i: (-shown[i], i))
     # Every k-th of those with labels, most to least: not the best ones alone.
     labelled = [i for i in order if shown[i] > 0] or order
@@ -98,5 +99,4 @@ def _cell(version: Version, mask: npt.NDArray[np.uint8], image: Path | None) -> 
     if pixels.shape[:2] != mask.shape:
         pixels = np.asarray(Image.fromarray(pixels).resize((mask.shape[1], mask.shape[0])))
     picture = Image.fromarray(Segmentation(mask, class_set.names, class_set.palette).overlay(pixels, alpha=0.6))
-    picture.thumbnail((_CELL_PX - 4, _CELL_PX - 4))
-    return picture
+    return ImageOps.contain(picture, (_CELL_PX - 4, _CELL_PX - 4))

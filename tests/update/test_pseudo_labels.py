@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from update_story import NEW, OLD, BaseStory, settings
 
+from cilseg.classes import UNLABELLED_ID, default_palette
 from cilseg.cli.main import app
 from cilseg.errors import ArtifactError, InputError, NotFoundError
 from cilseg.methods.prototypes import PROTOTYPES
@@ -20,7 +22,7 @@ from cilseg.update import UpdateRequest, update_version
 from cilseg.update.bundle import PSEUDO_LABELS_FILE
 from cilseg.update.material import gather
 from cilseg.update.pseudo_labels import SHEET, extract_pseudo_labels
-from cilseg_serve.images import read_mask
+from cilseg_serve.images import encode_mask, read_mask
 
 WEAK = [f"update.cam.weak.{key}" for key in ("epochs=2", "batch_size=4", "crop_px=64")] + ["update.cam.scales=[1.0]"]
 
@@ -75,7 +77,7 @@ def test_as_json(told, tmp_path):
 
 def test_a_version_without_any(told, tmp_path):
     registry, _ = told
-    with pytest.raises(NotFoundError, match=r"'base' makes none\. Methods that keep them are cam, seam, ss and eps"):
+    with pytest.raises(NotFoundError, match=r"'base' makes none\. Methods that keep them are tags, cam"):
         extract_pseudo_labels(registry, "shapes:1", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -95,6 +97,21 @@ def test_a_damaged_attachment(told, tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ArtifactError):
         extract_pseudo_labels(copy, ref, tmp_path / "out")
+
+
+def test_the_sheet_leaves_out_images_without_labels(told, tmp_path):
+    registry, ref = told
+    copy = Registry.open(shutil.copytree(registry.root, tmp_path / "copy"))
+    masks = [np.full((64, 64), UNLABELLED_ID, np.uint8) for _ in range(12)]
+    for mask in masks[3:5]:
+        mask[10:50, 10:50] = len(OLD) + 1
+    labels = io.BytesIO()
+    with zipfile.ZipFile(labels, "w") as archive:
+        for k, mask in enumerate(masks):
+            archive.writestr(f"{k:05d}-x.png", encode_mask(mask, default_palette(len(OLD) + 2)))
+    copy.attach(copy.resolve(ref), PSEUDO_LABELS_FILE, labels.getvalue(), kind="pseudo-labels")
+    sheet = Image.open(extract_pseudo_labels(copy, ref, tmp_path / "out").sheet)
+    assert sheet.size == (320, 160)
 
 
 def test_a_base_version_holds_prototypes_that_sdr_hands_on(base_story, registry):
