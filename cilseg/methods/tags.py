@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cilseg.bundle import write_file_atomically
-from cilseg.classes import UNLABELLED_ID, default_palette
+from cilseg.classes import UNLABELLED_ID, VOID_ID, default_palette
 from cilseg.config import OptimiserConfig
 from cilseg.errors import InputError
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, with_look_alikes
@@ -85,9 +85,11 @@ class TagsOptions(ExclusiveOptions):
     """Let old classes that the old model sees in new ones speak for these in the labels."""
     look_alike_weights: dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]] | None = None
     """New class -> old class -> how far the old one speaks for it, what is left out not at all; null: measured."""
-    claim_from: float = Field(default=0.4, gt=0, lt=1)
+    claim_from: float = Field(default=0.55, gt=0, lt=1)
     """Share of a pixel from which on a new class claims it, relative to the largest share that it has in the image."""
-    alpha: float = Field(default=0.5, ge=0, le=1)
+    unsure_from: float | None = Field(default=0.3, ge=0, lt=1)
+    """Share from which on a pixel that no new class claims is left out of the loss, as it may show one; null: none is."""
+    alpha: float = Field(default=1.0, ge=0, le=1)
     """Weight of the hard label; the rest is the share itself."""
     scales: tuple[float, ...] = (1.0, 1.5)
     """Image scales whose answers are merged into labels, each also mirrored."""
@@ -361,7 +363,10 @@ class Tags(Exclusive):
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
         share, which = over_maximum(refined)[0].max(dim=0)  # a tagged class is there: its surest pixel is sure
         claimed = share > opt.claim_from
-        ids = torch.where(claimed, which + self.n_old, UNLABELLED_ID)
+        unclaimed = UNLABELLED_ID
+        if opt.unsure_from is not None:
+            unclaimed = torch.where(share > opt.unsure_from, VOID_ID, UNLABELLED_ID)
+        ids = torch.where(claimed, which + self.n_old, unclaimed)
         sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)
         if points is not None:  # what was marked stays so
             of_new = (points >= self.n_old) & (points < self.model.n_classes)
