@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_step import CLASSES, OLD, class_set, data_for, differing, inputs_for, state_of, take_step, update_config
 
-from cilseg.classes import UNLABELLED_ID
+from cilseg.classes import UNLABELLED_ID, VOID_ID
 from cilseg.config import load_config
 from cilseg.data.labels import map_mask
 from cilseg.errors import InputError
@@ -22,13 +22,15 @@ from cilseg.train.steps import read_prepared
 from cilseg_serve.images import read_mask
 
 NEW_ID = len(OLD) + 1
+SOFT = {"claim_from": 0.2, "alpha": 0.5, "unsure_from": None}
+"""Labels that tell how sure they are."""
 
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tags")
     data = data_for(world, "tags")
-    return folder, data, take_step(world, "tags", folder, data=data, config=update_config("tags", claim_from=0.2))
+    return folder, data, take_step(world, "tags", folder, data=data, config=update_config("tags", **SOFT))
 
 
 def test_labels_claim_tagged_classes_in_tagged_images_alone(run):
@@ -41,9 +43,33 @@ def test_labels_claim_tagged_classes_in_tagged_images_alone(run):
         assert label.shape == sure.shape == data.read_image(index).shape[:2]
         assert set(label.flat) <= ({NEW_ID, UNLABELLED_ID} if tagged[index] else {UNLABELLED_ID})
         assert (sure[label == UNLABELLED_ID] == 0).all()
-        assert (sure[label == NEW_ID] > 127).all()  # alpha 0.5 and the share on top
+        assert (sure[label == NEW_ID] > 127).all()  # alpha and the share on top
         found += int((label == NEW_ID).sum())
     assert found > 0
+
+
+def test_what_may_show_a_new_class_is_left_out(world, run, tmp_path):
+    _, data, _ = run
+
+    def labels(name, **options):
+        take_step(world, "tags", tmp_path / name, data=data, config=update_config("tags", **options))
+        return [
+            tuple(read_mask(tmp_path / name / kind / f"{data.name(i)}.png") for kind in (PSEUDO_LABELS, CONFIDENCE))
+            for i in range(data.size)
+        ]
+
+    soft = labels("soft", claim_from=0.01, alpha=0.0, unsure_from=None)  # every share as it is
+    assert all(set(label.flat) <= {NEW_ID, UNLABELLED_ID} for label, _ in soft)
+    shares = np.concatenate([sure[label == NEW_ID] for label, sure in soft]) / 255
+    low, high = (float(np.quantile(shares, q)) for q in (0.3, 0.6))
+    seen = set()
+    for (_, share), (label, sure) in zip(soft, labels("band", claim_from=high, unsure_from=low), strict=True):
+        wanted = np.where(share / 255 > high, NEW_ID, np.where(share / 255 > low, VOID_ID, UNLABELLED_ID))
+        clear = np.minimum(abs(share / 255 - high), abs(share / 255 - low)) > 0.003  # no matter how it was rounded
+        assert np.array_equal(label[clear], wanted[clear])
+        assert np.array_equal(sure, np.where(label == NEW_ID, 255, 0))
+        seen |= set(label.flat)
+    assert seen == {NEW_ID, VOID_ID, UNLABELLED_ID}
 
 
 def test_labels_that_are_there_are_taken_as_they_are(world, run, tmp_path):
@@ -172,7 +198,7 @@ class TestLookAlikeWeights:
         _, data, _ = run
 
         def of(**options):
-            config = update_config("tags", claim_from=0.2, **options)
+            config = update_config("tags", **SOFT, **options)
             inputs = inputs_for(world, "tags", class_names=self.NAMES)
             model = take_step(world, "tags", tmp_path, data=data, config=config, inputs=inputs)
             return state_of(model), self.files(tmp_path)
@@ -251,7 +277,7 @@ class TestHints:
         folder, data, _ = run
 
         def of(options=None, **inputs):
-            config = update_config("tags", claim_from=0.2, **(options or {}))
+            config = update_config("tags", **SOFT, **(options or {}))
             take_step(world, "tags", tmp_path, data=data, config=config, inputs=inputs_for(world, "tags", **inputs))
             return tuple(
                 [[read_mask(f / kind / f"{data.name(i)}.png") for kind in (PSEUDO_LABELS, CONFIDENCE)] for i in rows]
