@@ -29,7 +29,7 @@ from cilseg.data.source import Source
 from cilseg.errors import ArtifactError, InputError
 from cilseg.evaluate.confusion import confusion_matrix
 from cilseg.evaluate.scoring import Scores, grouped
-from cilseg.methods import Memory, Replay, StepInputs, method_class
+from cilseg.methods import METHODS, Memory, Replay, StepInputs, method_class
 from cilseg.methods.base import BUILTIN
 from cilseg.models.build import new_model
 from cilseg.models.inference import InferenceGraph
@@ -104,7 +104,9 @@ def identity(data: ProtocolData, cell: Cell, *, parent_weights: str | None) -> d
     if cell.row != BASE:
         row = config.methods[cell.row]
         given = row.model_dump(mode="json", include=_GIVEN, exclude_defaults=True)
-        settings = {"update": config.update_config(cell.row).model_dump(mode="json"), "given": given}
+        update, method = config.update_config(cell.row), method_class(config.method_of(cell.row))
+        options = update.options(method.name, method.options_type).model_dump(mode="json")  # defaults may change
+        settings = {"update": {**update.model_dump(mode="json"), method.name: options}, "given": given}
     model = config.model.model_dump(mode="json")
     weights = Path(config.model.weights)
     if weights.is_file():
@@ -522,7 +524,10 @@ def differing(recorded: Any, now: Any, *, defaults: Any = None, prefix: str = ""
 
 
 _DEFAULTS: dict[str, Any] = {
-    "update": UpdateConfig().model_dump(mode="json"),
+    "update": {
+        **UpdateConfig().model_dump(mode="json"),
+        **{name: method.options_type().model_dump(mode="json") for name, method in METHODS.items()},
+    },
     "base": OptimiserConfig().model_dump(mode="json"),  # of each cycle
     "model": ModelConfig().model_dump(mode="json"),
     "settings": Settings().model_dump(mode="json"),

@@ -15,13 +15,14 @@ from tiny_protocol import CLASSES, tree, write_protocol
 from typer.testing import CliRunner
 
 from cilseg.bench.cell import LOCK
-from cilseg.bench.cells import CELL, WEIGHTS, Cell, differing, read_cell, run_cell
+from cilseg.bench.cells import CELL, WEIGHTS, Cell, differing, identity, read_cell, run_cell
 from cilseg.bench.config import BASE
 from cilseg.bench.protocol import ProtocolRequest, open_protocol, record, run_protocol
 from cilseg.bench.runner import run_cells
 from cilseg.cli.main import app
 from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.errors import ConflictError, InputError, TrainingError
+from cilseg.methods.wilson import WilsonOptions
 
 FIRST = Cell("overlap", 0, BASE, 0)
 
@@ -106,9 +107,20 @@ def test_an_option_added_later_leaves_cells_valid() -> None:
     recorded = json.loads(json.dumps(now))
     del recorded["update"]["optimiser"]["clip_norm"], recorded["base"][0]["power"]
     assert differing(recorded, now) == []
-    now["update"]["wilson"] = {"alpha": 0.25}
+    now["update"]["wilson"] = WilsonOptions().model_dump(mode="json")
+    assert differing(recorded, now) == []
+    now["update"]["wilson"]["alpha"] = 0.25
     now["base"][0]["epochs"] = 31
     assert differing(recorded, now) == ["update.wilson", "base.0.epochs"]
+
+
+def test_an_identity_holds_the_defaults_of_its_day(finished) -> None:
+    opened, _, _, _ = finished
+    now = identity(opened.data, Cell("overlap", 0, "tags", 1), parent_weights=None)
+    recorded = json.loads(json.dumps(now))
+    assert differing(recorded, now) == []
+    recorded["update"]["wilson"]["ngwp_epsilon"] = 0.5  # as if the default had been this
+    assert differing(recorded, now) == ["update.wilson.ngwp_epsilon"]
 
 
 @pytest.mark.parametrize("override", ["runtime.checkpoint_every_s=7", "title=Other", "methods.ft.label=Other"])
