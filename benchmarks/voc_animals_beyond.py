@@ -6,7 +6,8 @@ Runs the protocol ``voc-animals-beyond`` (finished cells are kept) and adds to i
 ``tags_old_over_base``, ``tags_new_over_joint``, ``tags_new_over_true_masks``, ``tags_all_minus_wilson_all`` (against
 the row ``wilson`` of ``voc_animals_story``), and the same of 50 stored images; ``disjoint_*`` are the ratios of that
 rule. Then two other splits of the same classes, chosen before anything was trained on them, with the same settings and
-one seed: ``dog_horse_*`` and ``cat_sheep_*`` are named after their new classes.
+one seed: ``dog_horse_*`` and ``cat_sheep_*`` are named after their new classes. Most of the withheld images show a new
+class of these splits, and none a cow or a sheep; so 100 more images without the new classes are tagged absent there.
 """
 
 from __future__ import annotations
@@ -30,10 +31,17 @@ SPLITS = {
 }
 """Name -> classes in learning order: four of the base, two new."""
 SPLIT_ROWS = ("joint", "masks", "tags")
+SPLIT_ABSENT = 100
+"""Images that show old classes and no new one, beside the withheld ones that do not show any either."""
 NOTE = (
     "Ratios are of the means over seeds, in per cent; differences are points of IoU. Rates, share of absent-tagged "
-    "images, threshold and look-alikes were chosen on benchmarks/voc_animals/tuning.txt (docs/benchmarks.md lists the "
-    "trials); every row was scored on the 260 validation images once."
+    "images, thresholds and look-alikes were chosen on benchmarks/voc_animals/tuning.txt (docs/benchmarks.md lists the "
+    "trials). Joint's rows are those of the first recording (an AMD EPYC, float32); the others were trained on a Xeon "
+    "with AMX in bfloat16, beside other jobs: seconds are orders of magnitude. Stored images, copy-paste and early "
+    "stopping take the labels of the row tags, so their seconds lack the first round. For the default the validation "
+    "images were looked at four times: with soft labels and an absolute share of 0.4 (old 56.5, new 42.2, three seeds, "
+    "other bases), with soft labels relative to the surest pixel (the row soft labels), with these from a share of 0.5 "
+    "on (one seed), and as it is now."
 )
 
 
@@ -65,10 +73,11 @@ def beyond(found: Mapping[str, float | None], *, wilson_all: float) -> dict[str,
 
 
 def split_overrides(classes: Sequence[str]) -> list[str]:
-    """Return what makes another split of the protocol: its classes, one rule, one seed."""
+    """Return what makes another split of the protocol: its classes, one rule, one seed, more absent-tagged images."""
     rows = yaml.safe_load((protocols_directory() / f"{PROTOCOL}.yaml").read_text(encoding="utf-8"))["methods"]
     seeds = [f"methods.{name}.seeds=[0]" for name, row in rows.items() if "seeds" in row]
-    return [f"classes=[{','.join(classes)}]", "rules=[overlap]", "seeds=[0]", *seeds]
+    absent = [f"methods.{name}.absent={SPLIT_ABSENT}" for name in ("masks", "tags")]
+    return [f"classes=[{','.join(classes)}]", "rules=[overlap]", "seeds=[0]", *seeds, *absent]
 
 
 def measure(args: argparse.Namespace, name: str, work: Path, **wanted: Any) -> dict[str, float | None]:
