@@ -16,6 +16,10 @@ from cilseg.methods.wilson import Wilson
 from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import TrainingSet
 
+FEW = 3
+"""Fewer images than these leave an old class without a word beside look-alikes."""
+_SEEN = 0.02
+
 
 @torch.no_grad()
 def measured_weights(
@@ -52,6 +56,29 @@ def measured_weights(
             mass[new] += claim.sum()
             cells[new] += claim.numel()
     return look_alike_weights(claimed / mass.clamp(min=1e-6), everywhere / cells.clamp(min=1))
+
+
+@torch.no_grad()
+def rarely_seen(old_model: SegmentationModel, data: TrainingSet, rows: Sequence[int], stage: Stage) -> list[int]:
+    """Return the old foreground channels that the old model sees in fewer than ``FEW`` of these images.
+
+    An image shows a class where it wins at least ``_SEEN`` of the cells. Such a class has nothing in the step that
+    speaks for it once a new class looks like it.
+
+    Args:
+        old_model: the parent.
+        data: the step's images.
+        rows: of ``data``, those that show no new class.
+        stage: of the run.
+    """
+    seen = torch.zeros(old_model.n_classes, dtype=torch.int64)
+    for index in rows:
+        image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+        with stage.autocast():
+            winners = old_model(image)[0].argmax(dim=0)
+        share = torch.bincount(winners.flatten().cpu(), minlength=old_model.n_classes) / winners.numel()
+        seen += share >= _SEEN
+    return [k for k in range(1, old_model.n_classes) if seen[k] < FEW]
 
 
 def weights_of(given: Mapping[str, Mapping[str, float]], class_names: Sequence[str], n_old: int) -> Tensor:

@@ -32,7 +32,7 @@ from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.early_stopping import BestEpoch, held_out, tag_score
-from cilseg.methods.look_alikes import measured_weights, names_of, weights_of
+from cilseg.methods.look_alikes import FEW, measured_weights, names_of, rarely_seen, weights_of
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.copy_paste import paste_object
@@ -88,7 +88,7 @@ class TagsOptions(ExclusiveOptions):
     claim_from: float = Field(default=0.55, gt=0, lt=1)
     """Share of a pixel from which on a new class claims it, relative to the largest share that it has in the image."""
     unsure_from: float | None = Field(default=0.3, ge=0, lt=1)
-    """Share from which on a pixel that no new class claims is left out of the loss, as it may show one; null: none is."""
+    """Share from which on a pixel that no new class claims is left out of the loss; null: none is."""
     alpha: float = Field(default=1.0, ge=0, le=1)
     """Weight of the hard label; the rest is the share itself."""
     scales: tuple[float, ...] = (1.0, 1.5)
@@ -282,6 +282,7 @@ class Tags(Exclusive):
         missing = [index for index in range(data.size) if not labels[index].is_file()]
         first, look_alikes = self._first[0], None
         if missing:
+            self._warn_of_rare(data, stage, shows)
             stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
             first.to(stage.device).eval()
         if missing and self.options.look_alikes:
@@ -305,6 +306,18 @@ class Tags(Exclusive):
         return data.changed(
             read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
         )
+
+    def _warn_of_rare(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> None:
+        negatives = [index for index, new in enumerate(shows) if not new]
+        self.old_model.to(stage.device)
+        if rare := rarely_seen(self.old_model, data, negatives, stage):
+            _LOGGER.warning(
+                "The parent sees %s in fewer than %d of the %d images that show no new class; where a new class looks "
+                "alike, that may cost the old one much. Add images that show it and no new class: --negatives DIR.",
+                ", ".join(self._class_names[k] for k in rare),
+                FEW,
+                len(negatives),
+            )
 
     @property
     def _class_names(self) -> Sequence[str]:
@@ -363,9 +376,8 @@ class Tags(Exclusive):
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
         share, which = over_maximum(refined)[0].max(dim=0)  # a tagged class is there: its surest pixel is sure
         claimed = share > opt.claim_from
-        unclaimed = UNLABELLED_ID
-        if opt.unsure_from is not None:
-            unclaimed = torch.where(share > opt.unsure_from, VOID_ID, UNLABELLED_ID)
+        unsure_from = 1.0 if opt.unsure_from is None else opt.unsure_from
+        unclaimed = torch.where(share > unsure_from, VOID_ID, UNLABELLED_ID)
         ids = torch.where(claimed, which + self.n_old, unclaimed)
         sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)
         if points is not None:  # what was marked stays so

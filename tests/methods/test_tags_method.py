@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from tiny_step import CLASSES, OLD, class_set, data_for, differing, inputs_for, state_of, take_step, update_config
 
 from cilseg.classes import UNLABELLED_ID, VOID_ID
@@ -16,8 +18,11 @@ from cilseg.config import load_config
 from cilseg.data.labels import map_mask
 from cilseg.errors import InputError
 from cilseg.methods import METHODS, Memory, StepContext
+from cilseg.methods.base import Stage
+from cilseg.methods.look_alikes import rarely_seen
 from cilseg.methods.tags import CONFIDENCE, LOOK_ALIKES
 from cilseg.methods.two_stage import PSEUDO_LABELS
+from cilseg.train.dataset import TrainingSet
 from cilseg.train.steps import read_prepared
 from cilseg_serve.images import read_mask
 
@@ -172,6 +177,38 @@ class TestCopyPaste:
             "base with --memory N, or leave copy_paste at 0."
         )
         assert not list(tmp_path.iterdir())
+
+
+class TestRareOldClasses:
+    """Old classes that no image without a new class shows are named before anything is trained."""
+
+    def test_what_the_parent_sees_in_few_images(self):
+        class Parent(torch.nn.Module):
+            n_classes = 4
+
+            def forward(self, image):
+                """The grey of a pixel is its class."""
+                return torch.nn.functional.one_hot(image[:, 0].long(), 4).movedim(-1, 1).float()
+
+        images = np.zeros((6, 50, 50, 3), np.uint8)
+        images[:4, :10], images[3:, 20:30, :10], images[2:4, -1, :] = 1, 2, 3  # 3: two images, 2 % of each
+        data = TrainingSet(6, lambda index: images[index], transform=None, seed=0)
+        stage = Stage(None, 0, torch.device("cpu"), contextlib.nullcontext, None)
+        assert rarely_seen(Parent(), data, range(6), stage) == [3]
+        assert rarely_seen(Parent(), data, range(5), stage) == [2, 3]
+        assert rarely_seen(Parent(), data, [], stage) == [1, 2, 3]
+
+    def test_they_are_named(self, world, tmp_path, caplog):
+        data = data_for(world, "tags")
+        everywhere = data.changed(tags=np.maximum(data.tags, data.tags.max(axis=0)))
+        names = ("background", *CLASSES[:3])
+        with caplog.at_level(logging.WARNING, logger="cilseg.methods.tags"):
+            take_step(world, "tags", tmp_path, data=everywhere, inputs=inputs_for(world, "tags", class_names=names))
+        assert [record.getMessage() for record in caplog.records] == [
+            f"The parent sees {OLD[0]}, {OLD[1]} in fewer than 3 of the 0 images that show no new class; where a new "
+            "class looks alike, that may cost the old one much. Add images that show it and no new class: "
+            "--negatives DIR."
+        ]
 
 
 def test_look_alikes_are_told(world, tmp_path, caplog):
