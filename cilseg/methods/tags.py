@@ -309,6 +309,12 @@ class Tags(Exclusive):
 
     def _warn_of_rare(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> None:
         negatives = [index for index, new in enumerate(shows) if not new]
+        if not negatives:
+            _LOGGER.warning(
+                "Every image shows a new class, so nothing says that old classes are none: most of what looks alike will "
+                "be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
+            )
+            return
         self.old_model.to(stage.device)
         if rare := rarely_seen(self.old_model, data, negatives, stage):
             _LOGGER.warning(

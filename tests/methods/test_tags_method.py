@@ -198,16 +198,33 @@ class TestRareOldClasses:
         assert rarely_seen(Parent(), data, range(5), stage) == [2, 3]
         assert rarely_seen(Parent(), data, [], stage) == [1, 2, 3]
 
-    def test_they_are_named(self, world, tmp_path, caplog):
-        data = data_for(world, "tags")
-        everywhere = data.changed(tags=np.maximum(data.tags, data.tags.max(axis=0)))
-        names = ("background", *CLASSES[:3])
-        with caplog.at_level(logging.WARNING, logger="cilseg.methods.tags"):
-            take_step(world, "tags", tmp_path, data=everywhere, inputs=inputs_for(world, "tags", class_names=names))
-        assert [record.getMessage() for record in caplog.records] == [
-            f"The parent sees {OLD[0]}, {OLD[1]} in fewer than 3 of the 0 images that show no new class; where a new "
+    @pytest.fixture
+    def told(self, world, tmp_path, caplog):
+        """Return the warnings of a step in which so many images show no new class."""
+
+        def of(count):
+            data = data_for(world, "tags")
+            tags = data.tags.copy()
+            tags[:, NEW_ID - 1] = 1
+            tags[:count, NEW_ID - 1] = 0
+            inputs = inputs_for(world, "tags", class_names=("background", *CLASSES[:3]))
+            with caplog.at_level(logging.WARNING, logger="cilseg.methods.tags"):
+                take_step(world, "tags", tmp_path, data=data.changed(tags=tags), inputs=inputs)
+            return [record.getMessage() for record in caplog.records]
+
+        return of
+
+    def test_they_are_named(self, told):
+        assert told(2) == [
+            f"The parent sees {OLD[0]}, {OLD[1]} in fewer than 3 of the 2 images that show no new class; where a new "
             "class looks alike, that may cost the old one much. Add images that show it and no new class: "
             "--negatives DIR."
+        ]
+
+    def test_without_any_such_image(self, told):
+        assert told(0) == [
+            "Every image shows a new class, so nothing says that old classes are none: most of what looks alike will "
+            "be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
         ]
 
 
