@@ -311,8 +311,8 @@ class Tags(Exclusive):
         negatives = [index for index, new in enumerate(shows) if not new]
         if not negatives:
             _LOGGER.warning(
-                "Every image shows a new class, so nothing says that old classes are none: most of what looks alike will "
-                "be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
+                "Every image shows a new class, so nothing says that old classes are none: most of what looks alike "
+                "will be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
             )
             return
         self.old_model.to(stage.device)
