@@ -23,7 +23,8 @@ def verdicts(opened: Any, row: str) -> list[dict[str, Any]]:
     """Return a row per update: IoU of every class before and after, and the verdict of the gate."""
     from safetensors.torch import load_file
 
-    from cilseg.bench.cells import WEIGHTS, Cell
+    from cilseg.bench.cells import WEIGHTS
+    from cilseg.bench.plan import Cell
     from cilseg.evaluate.gate import judge
     from cilseg.evaluate.run import evaluate_source
     from cilseg.models.build import new_model

@@ -25,9 +25,10 @@ def main(arguments: list[str]) -> None:
         ConflictError: another process works on it, or its data changed since it was asked for.
         CilsegError: see :func:`cilseg.bench.cells.run_cell`.
     """
-    from cilseg.bench.cells import REQUEST, WEIGHTS, Cell, differing, identity, run_cell
+    from cilseg.bench.cells import REQUEST, WEIGHTS, run_cell
     from cilseg.bench.config import ProtocolConfig
     from cilseg.bench.data import open_data
+    from cilseg.bench.plan import Cell, differing, identity
     from cilseg.bundle import hash_file
     from cilseg.train.engine import Tick
 

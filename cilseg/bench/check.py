@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cilseg.bench.cells import Cell, training_rows
 from cilseg.bench.config import BASE
 from cilseg.bench.data import ProtocolData, source_of
+from cilseg.bench.plan import Cell, training_rows
 from cilseg.config import OptimiserConfig
 from cilseg.data.check import check_source
 from cilseg.data.protocol import Rule

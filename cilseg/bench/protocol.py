@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cilseg.bench.cells import Cell, planned
 from cilseg.bench.check import check_sizes
 from cilseg.bench.config import ProtocolConfig, load_protocol
 from cilseg.bench.data import ProtocolData, located, open_data
 from cilseg.bench.page import render_page
+from cilseg.bench.plan import Cell, planned
 from cilseg.bench.published import published_rows
 from cilseg.bench.record import results_directory, write_record
 from cilseg.bench.runner import Outcome, State, picked, run_cells, states

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cilseg.bench.cells import OUTPUT, REQUEST, WEIGHTS, Cell, differing, identity, read_cell, training_rows
+from cilseg.bench.cells import OUTPUT, REQUEST, WEIGHTS, read_cell
 from cilseg.bench.data import ProtocolData
+from cilseg.bench.plan import Cell, differing, identity, training_rows
 from cilseg.bundle import hash_file, write_file_atomically
 from cilseg.errors import ConflictError, FaultCollector, InputError, did_you_mean
 from cilseg.train.engine import LOG_FILE, RESUME_FILE

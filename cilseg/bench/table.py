@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cilseg.bench.cells import Cell
 from cilseg.bench.config import BASE, ProtocolConfig
+from cilseg.bench.plan import Cell
 from cilseg.bench.published import PublishedRow
 from cilseg.data.protocol import Rule
 

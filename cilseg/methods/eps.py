@@ -18,7 +18,7 @@ from cilseg.methods.base import BUILTIN, Stage, StepContext
 from cilseg.methods.two_stage import TwoStage, TwoStageOptions, WeakNetwork
 from cilseg.models.saliency import boundary_saliency
 from cilseg.models.weak import EpsHead
-from cilseg.train.dataset import Batch, TrainingSet
+from cilseg.train.dataset import Batch, TrainingSet, as_batch
 
 
 class EpsOptions(TwoStageOptions):
@@ -80,7 +80,7 @@ class Eps(TwoStage):
         model = self.old_model.to(stage.device).eval()
         maps = []
         for index in range(data.size):
-            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            image = as_batch(data.read_image(index), stage.device)
             with torch.no_grad(), stage.autocast():
                 features = model.backbone(model.normalise(image)).float()
             saliency = boundary_saliency(features, image.float())[:, None]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +14,12 @@ from cilseg.losses.exclusive import look_alike_weights
 from cilseg.methods.base import Stage
 from cilseg.methods.wilson import Wilson
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import TrainingSet
+from cilseg.train.dataset import TrainingSet, as_batch
 
 FEW = 3
 """Fewer images than these leave an old class without a word beside look-alikes."""
 _SEEN = 0.02
+_LOGGER = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def measured_weights(
         shown = torch.nonzero(tags[n_old - 1 :] > 0)[:, 0].tolist()
         if not shown:
             continue
-        image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+        image = as_batch(data.read_image(index), stage.device)
         with stage.autocast():
             scores = first.class_scores(image, tags[None].to(stage.device), localizer_share=share)[0].cpu()
             old = old_model(image)[0].float().sigmoid().cpu()
@@ -60,25 +61,51 @@ def measured_weights(
 
 @torch.no_grad()
 def rarely_seen(old_model: SegmentationModel, data: TrainingSet, rows: Sequence[int], stage: Stage) -> list[int]:
-    """Return the old foreground channels that the old model sees in fewer than ``FEW`` of these images.
+    """Return the old foreground channels that the old model sees in fewer than ``FEW`` of the images ``rows``.
 
-    An image shows a class where it wins at least ``_SEEN`` of the cells. Such a class has nothing in the step that
-    speaks for it once a new class looks like it.
-
-    Args:
-        old_model: the parent.
-        data: the step's images.
-        rows: of ``data``, those that show no new class.
-        stage: of the run.
+    An image shows a class where it wins at least ``_SEEN`` of the cells.
     """
+    old_model.to(stage.device)
     seen = torch.zeros(old_model.n_classes, dtype=torch.int64)
     for index in rows:
-        image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+        image = as_batch(data.read_image(index), stage.device)
         with stage.autocast():
             winners = old_model(image)[0].argmax(dim=0)
         share = torch.bincount(winners.flatten().cpu(), minlength=old_model.n_classes) / winners.numel()
         seen += share >= _SEEN
     return [k for k in range(1, old_model.n_classes) if seen[k] < FEW]
+
+
+def warn_of_rare(
+    old_model: SegmentationModel,
+    data: TrainingSet,
+    negatives: Sequence[int],
+    stage: Stage,
+    *,
+    class_names: Sequence[str],
+) -> None:
+    """Say which old classes nothing speaks for once a new class looks like them.
+
+    Args:
+        old_model: the parent.
+        data: the step's images.
+        negatives: of ``data``, those that show no new class.
+        stage: of the run.
+        class_names: of the channels, background first.
+    """
+    if not negatives:
+        _LOGGER.warning(
+            "Every image shows a new class, so nothing says that old classes are none: most of what looks alike may be "
+            "lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
+        )
+    elif rare := rarely_seen(old_model, data, negatives, stage):
+        _LOGGER.warning(
+            "The parent sees %s in fewer than %d of the %d images that show no new class; where a new class looks "
+            "alike, that may cost the old one much. Add images that show it and no new class: --negatives DIR.",
+            ", ".join(class_names[k] for k in rare),
+            FEW,
+            len(negatives),
+        )
 
 
 def weights_of(given: Mapping[str, Mapping[str, float]], class_names: Sequence[str], n_old: int) -> Tensor:

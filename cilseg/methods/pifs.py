@@ -13,7 +13,7 @@ from cilseg.errors import InputError
 from cilseg.losses.few_shot import image_prototypes, imprinted_weights, pifs_losses
 from cilseg.methods.base import Method, Options, Stage, StepContext
 from cilseg.models.batch_renorm import renormalise
-from cilseg.train.dataset import Batch, TrainingSet
+from cilseg.train.dataset import Batch, TrainingSet, as_batch
 
 
 class PifsOptions(Options):
@@ -51,7 +51,7 @@ class Pifs(Method):
         new = list(range(self.n_old, model.n_classes))
         total = torch.zeros(len(new), model.architecture.head_channels, device=stage.device)
         for index in range(data.size):
-            image = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(stage.device)
+            image = as_batch(data.read_image(index), stage.device)
             mask = torch.from_numpy(np.array(data.read_mask(index)))[None].to(stage.device)
             with torch.no_grad(), stage.autocast():
                 features = model.head(model.backbone(model.normalise(image)))

@@ -20,7 +20,7 @@ from cilseg.errors import InputError
 from cilseg.losses.recall import seen_cross_entropy
 from cilseg.methods.base import Method, Options, Replay, Stage, StepContext
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, as_batch, read_either, read_mask_file
 from cilseg_serve.images import write_mask
 
 
@@ -211,7 +211,7 @@ def _helper_file(step: int) -> str:
 @torch.no_grad()
 def _answer(model: SegmentationModel, image: npt.NDArray[np.uint8], stage: Stage) -> npt.NDArray[np.uint8]:
     """Return the arg-max of ``model`` on one image (H, W, 3)."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(stage.device)
+    pixels = as_batch(image, stage.device)
     with stage.autocast():
         logits = model(pixels).float()
     answer: npt.NDArray[np.uint8] = (

@@ -32,11 +32,11 @@ from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
 from cilseg.methods.early_stopping import BestEpoch, held_out, tag_score
-from cilseg.methods.look_alikes import FEW, measured_weights, names_of, rarely_seen, weights_of
+from cilseg.methods.look_alikes import measured_weights, names_of, warn_of_rare, weights_of
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.train.copy_paste import paste_object
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_either, read_mask_file
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, as_batch, read_either, read_mask_file
 from cilseg_serve.images import write_mask
 
 CONFIDENCE = "pseudo_label_confidence"
@@ -282,7 +282,8 @@ class Tags(Exclusive):
         missing = [index for index in range(data.size) if not labels[index].is_file()]
         first, look_alikes = self._first[0], None
         if missing:
-            self._warn_of_rare(data, stage, shows)
+            negatives = [index for index, new in enumerate(shows) if not new]
+            warn_of_rare(self.old_model, data, negatives, stage, class_names=self._class_names)
             stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
             first.to(stage.device).eval()
         if missing and self.options.look_alikes:
@@ -307,24 +308,6 @@ class Tags(Exclusive):
             read_mask=partial(read_mask_file, labels), read_saliency=partial(read_mask_file, confidences), tags=None
         )
 
-    def _warn_of_rare(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> None:
-        negatives = [index for index, new in enumerate(shows) if not new]
-        if not negatives:
-            _LOGGER.warning(
-                "Every image shows a new class, so nothing says that old classes are none: most of what looks alike "
-                "will be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
-            )
-            return
-        self.old_model.to(stage.device)
-        if rare := rarely_seen(self.old_model, data, negatives, stage):
-            _LOGGER.warning(
-                "The parent sees %s in fewer than %d of the %d images that show no new class; where a new class looks "
-                "alike, that may cost the old one much. Add images that show it and no new class: --negatives DIR.",
-                ", ".join(self._class_names[k] for k in rare),
-                FEW,
-                len(negatives),
-            )
-
     @property
     def _class_names(self) -> Sequence[str]:
         return self.inputs.class_names or [str(k) for k in range(self.model.n_classes)]
@@ -334,7 +317,7 @@ class Tags(Exclusive):
         values = self.inputs.prior(index) if self.inputs.prior is not None else None
         if values is None or self.options.prior_weight == 0:
             return None
-        return torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].to(stage.device).float() / 255.0
+        return as_batch(values, stage.device).float() / 255.0
 
     def _points(self, index: int, stage: Stage) -> Tensor | None:
         """Return what somebody pointed at in an image, (H, W) channel ids; None where nobody did."""
@@ -355,7 +338,7 @@ class Tags(Exclusive):
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Return channel ids of new classes (H, W) uint8, and how sure they are (H, W) uint8, 255 is certain."""
         opt = self.options
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(tags.device)
+        pixels = as_batch(image, tags.device).float()
         height, width = pixels.shape[-2:]
         half = (height // 2, width // 2)
         scores, old = [], []

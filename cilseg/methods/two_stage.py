@@ -23,7 +23,7 @@ from cilseg.config import OptimiserConfig, UpdateConfig
 from cilseg.losses.distillation import icarl_loss
 from cilseg.methods.base import Method, Options, Stage, StepContext, _group
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import Batch, ImageReader, TrainingSet, read_mask_file
+from cilseg.train.dataset import Batch, ImageReader, TrainingSet, as_batch, read_mask_file
 from cilseg_serve.images import write_mask
 
 Labeller = Callable[[Tensor, Tensor], npt.NDArray[np.uint8]]
@@ -161,7 +161,7 @@ class TwoStage(Method):
             tags = torch.from_numpy(data.tags[index, self.n_old - 1 :]).to(stage.device)
             mask = np.zeros(image.shape[:2], dtype=np.uint8)
             if (tags > 0).any():
-                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(stage.device)
+                pixels = as_batch(image, stage.device).float()
                 with stage.autocast():
                     mask = labeller(pixels, tags)
             write_mask(file, mask, palette)

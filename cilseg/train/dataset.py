@@ -40,6 +40,11 @@ class Batch(TypedDict, total=False):
     saliency: Tensor
 
 
+def as_batch(image: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return an image or map (H, W, C) as a batch of one on ``device``, (1, C, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
+
+
 @dataclass
 class TrainingSet:
     """Images with channel masks, with tag states, or both; decoded files are kept in memory up to 2 GiB.

@@ -15,7 +15,7 @@ from cilseg.data.memory import MEMORY_FILE, StoredMemory, open_memory, pick_by_c
 from cilseg.data.source import Source
 from cilseg.methods import Memory
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.dataset import TrainingSet
+from cilseg.train.dataset import TrainingSet, as_batch
 from cilseg_serve.preprocessing import prepare
 
 _SMALLEST_SHARE = 0.01
@@ -42,7 +42,7 @@ def choose_memory(model: SegmentationModel, data: TrainingSet, *, budget: int, n
         mask = data.read_mask(index)
         share = np.bincount(mask[mask != VOID_ID], minlength=n_channels)[1:n_channels] / mask.size
         shown[index] = share >= _SMALLEST_SHARE
-        pixels = torch.from_numpy(np.array(data.read_image(index))).permute(2, 0, 1)[None].to(device)
+        pixels = as_batch(data.read_image(index), device)
         features.append(model.backbone(model.normalise(pixels)).float().mean(dim=(2, 3))[0].cpu().numpy())
     model.train(training)
     return pick_by_coverage(shown, np.stack(features), budget=budget)

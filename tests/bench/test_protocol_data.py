@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny_protocol import CLASSES, tree, write_protocol
 
-from cilseg.bench.cells import Cell, planned, scores_of, training_rows, training_set
+from cilseg.bench.cells import scores_of, training_set
 from cilseg.bench.config import BASE, load_protocol
 from cilseg.bench.data import ProtocolData, classes_in, judged_view, label_table, located, training_table, truth_table
+from cilseg.bench.plan import Cell, planned, training_rows
 from cilseg.bench.settings import SETTINGS, Settings
 from cilseg.classes import ClassSet
 from cilseg.data.source import Source, open_source

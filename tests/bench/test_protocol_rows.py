@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_protocol import CLASSES, tree, write_protocol
 
-from cilseg.bench.cells import Cell, read_cell, run_cell, step_inputs, training_rows, training_set
+from cilseg.bench.cells import read_cell, run_cell, step_inputs, training_set
+from cilseg.bench.plan import Cell, training_rows
 from cilseg.bench.protocol import ProtocolRequest, open_protocol
 from cilseg.classes import UNLABELLED_ID
 from cilseg.config import OptimiserConfig

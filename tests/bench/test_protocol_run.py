@@ -15,8 +15,9 @@ from tiny_protocol import CLASSES, tree, write_protocol
 from typer.testing import CliRunner
 
 from cilseg.bench.cell import LOCK
-from cilseg.bench.cells import CELL, WEIGHTS, Cell, differing, identity, read_cell, run_cell
+from cilseg.bench.cells import CELL, WEIGHTS, read_cell, run_cell
 from cilseg.bench.config import BASE
+from cilseg.bench.plan import Cell, differing, identity
 from cilseg.bench.protocol import ProtocolRequest, open_protocol, record, run_protocol
 from cilseg.bench.runner import run_cells
 from cilseg.cli.main import app

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_protocol import CLASSES, tree, write_protocol
 
-from cilseg.bench.cells import Cell
 from cilseg.bench.config import ProtocolConfig, load_protocol, protocol_names
 from cilseg.bench.page import render_page
+from cilseg.bench.plan import Cell
 from cilseg.bench.published import PublishedRow, published_rows
 from cilseg.bench.table import Spread, make_table, markdown, summary
 

@@ -208,7 +208,7 @@ class TestRareOldClasses:
             tags[:, NEW_ID - 1] = 1
             tags[:count, NEW_ID - 1] = 0
             inputs = inputs_for(world, "tags", class_names=("background", *CLASSES[:3]))
-            with caplog.at_level(logging.WARNING, logger="cilseg.methods.tags"):
+            with caplog.at_level(logging.WARNING, logger="cilseg.methods.look_alikes"):
                 take_step(world, "tags", tmp_path, data=data.changed(tags=tags), inputs=inputs)
             return [record.getMessage() for record in caplog.records]
 
@@ -223,7 +223,7 @@ class TestRareOldClasses:
 
     def test_without_any_such_image(self, told):
         assert told(0) == [
-            "Every image shows a new class, so nothing says that old classes are none: most of what looks alike will "
+            "Every image shows a new class, so nothing says that old classes are none: most of what looks alike may "
             "be lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
         ]
 
