@@ -36,6 +36,8 @@ def command(
         print_json({"folder": str(found.folder), "labels": found.labels, "contact_sheet": str(found.sheet)})
         return
     typer.echo(f"{found.labels} label images in {found.folder}")
-    typer.echo(
-        f"Contact sheet: {found.sheet}" + ("" if image_root else " (labels alone; --image-root DIR adds images)")
-    )
+    if image_root is None:
+        why = " (labels alone; --image-root DIR adds images)"
+    else:
+        why = "" if found.images_found else f" (labels alone; none of their images is in {image_root})"
+    typer.echo(f"Contact sheet: {found.sheet}{why}")

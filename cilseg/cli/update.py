@@ -127,10 +127,15 @@ def command(
     overrides += [f"update.method={method}"] if method else []
     overrides += [f"seed={seed}"] if seed is not None else []
     base = {} if config else dict(version.manifest.config)
-    resolved = load_config(config, overrides, base=base, check_methods=not dry_run)
+    check_methods = not dry_run or bool(overrides or config)  # a dry run without either need not load torch
+    resolved = load_config(config, overrides, base=base, check_methods=check_methods)
     if asked is not None:
         resolved = resolved.model_copy(update={"gate": asked})
     if dry_run:
+        if check_methods:
+            from cilseg.methods import method_class
+
+            method_class(resolved.update.method)
         power = None if no_gate else _power(target, version, resolved.gate, quiet=quiet)
         _dry_run(version, tags, negatives, image_root, untagged, json_, power, resolved.gate.tolerance_points)
         return

@@ -45,7 +45,7 @@ def extract_pseudo_labels(
 
     Raises:
         NotFoundError: the version has none: its method does not make any.
-        InputError: ``folder`` is a file.
+        InputError: ``folder`` is a file, ``image_root`` is no folder.
         ArtifactError: the attachment is damaged.
     """
     version = registry.resolve(ref)
@@ -57,6 +57,8 @@ def extract_pseudo_labels(
     attachment = registry.attachment(version, PSEUDO_LABELS_FILE)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file. Give a folder for the labels.")
+    if image_root is not None and not image_root.is_dir():
+        raise InputError(f"{image_root} is no folder. Name the folder of the images that were tagged.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(attachment.path) as archive:

@@ -47,6 +47,24 @@ def test_dry_run_counts_the_states(story: Story) -> None:
     assert "Ready: run the same command without --dry-run." in answer.out
 
 
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "update.tags.unsure_form=0.2"), "Did you mean 'unsure_from'?"),
+        (("--set", "update.tags.unsure_from=2"), "update.tags.unsure_from"),
+        (("--method", "tgas"), "Did you mean 'tags'?"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(
+    story: Story, cilseg: Commands, arguments: tuple[str, ...], said: str
+) -> None:
+    answer = cilseg("update", "--tags", story.tags, "--dry-run", *arguments)
+    assert answer.code == 2
+    assert said in answer.err
+    assert "Ready" not in answer.out
+
+
 def test_dry_run_as_json(story: Story, cilseg: Commands, registry: Path, contents: Contents) -> None:
     before = contents(registry)
     answer = cilseg("update", "--tags", story.tags, "--dry-run", "--json", "--untagged", "unknown")

@@ -89,6 +89,17 @@ def test_a_file_in_the_place_of_the_folder(told, tmp_path):
         extract_pseudo_labels(registry, ref, tmp_path / "out")
 
 
+def test_a_folder_of_images_that_is_none_or_of_others(told, tmp_path):
+    registry, ref = told
+    with pytest.raises(InputError, match=r"nowhere is no folder\. Name the folder of the images"):
+        extract_pseudo_labels(registry, ref, tmp_path / "out", image_root=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "others").mkdir()
+    arguments = ["pseudo-labels", ref, "-o", str(tmp_path / "out"), "--registry", str(registry.root)]
+    result = CliRunner().invoke(app, [*arguments, "--image-root", str(tmp_path / "others")])
+    assert f"(labels alone; none of their images is in {tmp_path / 'others'})" in result.stdout
+
+
 def test_a_damaged_attachment(told, tmp_path):
     registry, ref = told
     copy = Registry.open(shutil.copytree(registry.root, tmp_path / "copy"))
