@@ -190,14 +190,6 @@ class Method(nn.Module):
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch, in training mode."""
 
-    def after_epoch(self, epoch: int) -> bool:  # noqa: ARG002
-        """Called after each epoch, before its state is saved; return whether training ends here.
-
-        What it measures belongs into buffers and submodules: these are in the resume file with the weights, in one
-        atomic write, and so is the answer. A resumed run therefore stops where the uninterrupted one does.
-        """
-        return False
-
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} must define forward(batch, epoch); got {len(batch)} fields in {epoch}.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -31,7 +31,6 @@ from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
-from cilseg.methods.early_stopping import BestEpoch, held_out, tag_score
 from cilseg.methods.look_alikes import measured_weights, names_of, warn_of_rare, weights_of
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
@@ -43,8 +42,6 @@ CONFIDENCE = "pseudo_label_confidence"
 """Folder of a run with one grey PNG per training image: how sure its label is, 255 is certain."""
 LOOK_ALIKES = "look_alikes.json"
 """File of a run with the weights of look-alikes, in the form of the option ``look_alike_weights``."""
-EARLY_STOPPING = "early_stopping.json"
-"""File of a run with the score of each epoch of the second round, and which was best."""
 FIRST = "first"
 _LOGGER = logging.getLogger(__name__)
 
@@ -95,9 +92,6 @@ class TagsOptions(ExclusiveOptions):
     """Image scales whose answers are merged into labels, each also mirrored."""
     localizer_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the localizer in the labels; the rest is the segmentation head's."""
-    stop_early: int | None = Field(default=None, ge=1)
-    """Epochs of the second round without a best score on tagged images that it does not see, after which it ends with
-    the weights of the best epoch; null: it never does, and sees all images."""
     prior_weight: float = Field(default=0.8, ge=0, le=1)
     """How far the prior of an image, where it has one, lowers the shares of new classes; 1 forbids where it says 0."""
 
@@ -227,10 +221,6 @@ class Tags(Exclusive):
         # A model of its own: what freezes it while it trains must not touch that of the second round.
         own = self.old_model.extended(n_new)
         self._first = [Wilson(replace(context, model=own, config=config))]  # no part of this module's state
-        self.best: BestEpoch | None = None
-        if self.options.stop_early and n_new:
-            self.best = BestEpoch(self.model, epochs=rates.epochs, patience=self.options.stop_early)
-        self._score: Callable[[], float] | None = None
 
     @property
     def warm_up_epochs(self) -> int:
@@ -246,27 +236,9 @@ class Tags(Exclusive):
         assert data.tags is not None
         if self._refinement:
             return data
-        states = data.tags[:, self.n_old - 1 :]
-        shows = [bool((row > 0).any()) for row in states]
-        rows = held_out(states, self._class_names[self.n_old :], seed=data.seed) if self.best else []
+        shows = [bool((row > 0).any()) for row in data.tags[:, self.n_old - 1 :]]
         labelled = self._labelled(data, stage, shows)
-        if self.best:
-            self._score = partial(tag_score, self.model, data.read_image, rows, states[rows], stage.autocast)
-            kept = sorted(set(range(data.size)) - set(rows))
-            labelled, shows = labelled.only(kept), [shows[index] for index in kept]
         return self.balanced(self.with_memory(self.with_pasted(labelled)), shows)
-
-    def after_epoch(self, epoch: int) -> bool:
-        if self.best is None or self._score is None:
-            return False
-        score = self._score()
-        _LOGGER.info("Epoch %d: tags of unseen images have an average precision of %.3f.", epoch + 1, score)
-        return self.best.add(self.model, epoch, score)
-
-    def finish(self, data: TrainingSet, stage: Stage) -> None:  # noqa: ARG002
-        if self.best is not None:
-            self.model.load_state_dict(self.best.model.state_dict())
-            write_file_atomically(stage.run_dir / EARLY_STOPPING, f"{json.dumps(self.best.told())}\n".encode())
 
     def _labelled(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> TrainingSet:
         """Write labels and confidences of every image into the run's folder, what is there already left as it is."""

@@ -27,8 +27,6 @@ class Progress:
     iteration_in_epoch: int = 0
     iteration: int = 0
     elapsed_s: float = 0.0
-    stopped: bool = False
-    """Whether the method ended training before the last epoch."""
 
 
 def save_state(path: Path, progress: Progress, *, model: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:

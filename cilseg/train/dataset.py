@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -85,19 +84,6 @@ class TrainingSet:
         """Return a copy with other fields; decoded files are not shared."""
         return replace(self, **changes, _cache={}, _cached_bytes=0)
 
-    def only(self, rows: Sequence[int]) -> TrainingSet:
-        """Return a copy with the images of ``rows`` alone, in this order; a plan or change would know others."""
-        assert self.plan is None
-        assert self.after_crop is None
-        return self.changed(
-            size=len(rows),
-            read_image=partial(read_row, self.read_image, tuple(rows)),
-            read_mask=self.read_mask and partial(read_row, self.read_mask, tuple(rows)),
-            read_saliency=self.read_saliency and partial(read_row, self.read_saliency, tuple(rows)),
-            tags=None if self.tags is None else self.tags[list(rows)],
-            names=self.names and [self.names[row] for row in rows],
-        )
-
     def _read(self, kind: str, reader: ImageReader, index: int) -> npt.NDArray[np.uint8]:
         key = (kind, index)
         if key not in self._cache:
@@ -158,11 +144,6 @@ class TrainingSet:
 def read_mask_file(files: Sequence[Path], index: int) -> npt.NDArray[np.uint8]:
     """Read the mask file of image ``index``."""
     return read_mask(files[index])
-
-
-def read_row(reader: ImageReader, rows: Sequence[int], index: int) -> npt.NDArray[np.uint8]:
-    """Read image ``rows[index]``."""
-    return reader(rows[index])
 
 
 def read_either(first: ImageReader, second: ImageReader, size: int, index: int) -> npt.NDArray[np.uint8]:

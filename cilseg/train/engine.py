@@ -152,7 +152,7 @@ def fit(
     total = per_epoch * cfg.epochs
     started, last_save = time.monotonic() - progress.elapsed_s, time.monotonic()
     with log_path.open("a", buffering=1, encoding="utf-8") as log:
-        while progress.epoch < cfg.epochs and not progress.stopped:
+        while progress.epoch < cfg.epochs:
             epoch, start = progress.epoch, progress.iteration_in_epoch
             method.train()
             method.on_epoch(epoch)
@@ -200,8 +200,7 @@ def fit(
                     log.flush()
                     _save(resume_path, progress, method, optimiser)
                     last_save = time.monotonic()
-            stopped = bool(fabric.broadcast(method.after_epoch(epoch)))  # all processes go on, or none
-            progress = replace(progress, epoch=epoch + 1, iteration_in_epoch=0, stopped=stopped)
+            progress = replace(progress, epoch=epoch + 1, iteration_in_epoch=0)
             log.flush()
             os.fsync(log.fileno())
             if fabric.global_rank == 0:

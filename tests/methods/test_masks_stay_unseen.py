@@ -92,12 +92,7 @@ def test_every_row_without_masks_is_here():
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        *((name, []) for name in WITHOUT_MASKS),
-        pytest.param("seam", WALK, id="seam-walk"),
-        pytest.param("tags", ["update.tags.stop_early=1", "update.optimiser.epochs=4"], id="tags-stop-early"),
-    ],
+    ("method", "options"), [*((name, []) for name in WITHOUT_MASKS), pytest.param("seam", WALK, id="seam-walk")]
 )
 def test_noise_masks_change_no_bit(story, tmp_path, method, options):
     root = tmp_path / "story"

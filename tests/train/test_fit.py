@@ -13,7 +13,7 @@ from tiny_training import make_method, optimiser_config, runtime_config, train
 
 from cilseg.config import UpdateConfig
 from cilseg.errors import InputError, TrainingError
-from cilseg.methods import StepContext, Supervised
+from cilseg.methods import Supervised
 from cilseg.train.engine import fit, make_fabric, pick_precision
 from cilseg.train.steps import run_id_of, train_base, train_increment
 
@@ -44,41 +44,6 @@ def test_the_log_has_one_line_per_iteration(trained):
     assert ticks[-1].epoch == ticks[-1].epochs == 6
     assert ticks[0].losses["loss"] == pytest.approx(log[0]["loss"], abs=1e-6)
     assert not method.training
-
-
-class Ending(Supervised):
-    """Ends after its second epoch, and notes in its state what it was asked."""
-
-    def __init__(self, context):
-        super().__init__(context)
-        self.register_buffer("asked", torch.zeros(6))
-
-    def after_epoch(self, epoch):
-        self.asked[epoch] += 1
-        return epoch == 1
-
-
-def test_a_method_may_end_before_the_last_epoch_and_a_resumed_run_knows(scenes, tmp_path):
-    def ending():
-        usual = make_method("base", scenes)
-        return Ending(StepContext(usual.model, None, UpdateConfig()))
-
-    method = train("base", scenes, tmp_path, config=optimiser_config(epochs=6), method=ending())
-    assert [row["iteration"] for row in log_of(tmp_path)] == list(range(1, 9))
-    assert not method.training
-    ticks = []
-    again = train(
-        "base",
-        scenes,
-        tmp_path,
-        config=optimiser_config(epochs=6),
-        method=ending(),
-        resume=True,
-        on_tick=ticks.append,
-    )
-    assert not ticks
-    assert again.asked.tolist() == method.asked.tolist() == [1, 1, 0, 0, 0, 0]
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in method.state_dict().items())
 
 
 def test_the_loss_falls(trained):
