@@ -205,6 +205,7 @@ def _dry_run(
     from cilseg.data.check import check_images
     from cilseg.data.image_folders import negative_files
     from cilseg.data.taglist import load_tag_list
+    from cilseg.data.tags import FEW_NEGATIVES
     from cilseg.errors import InputError
 
     if tags is None:
@@ -240,6 +241,11 @@ def _dry_run(
             typer.echo(
                 f"{tag_list.n_negatives} images show none of the new classes. About {wanted} more would help the model "
                 "to tell old classes from new ones, best of look-alikes: --negatives DIR."
+            )
+        if tag_list.new_classes and tag_list.n_negatives < FEW_NEGATIVES:
+            typer.echo(
+                f"With fewer than {FEW_NEGATIVES} of them the method tags trains WILSON's losses in one round, and new "
+                "classes are learned far less well, unless the parent stores images."
             )
         _print_power(version, power, tolerance_points)
         typer.echo("Not trainable yet." if missing else "Ready: run the same command without --dry-run.")

@@ -19,6 +19,8 @@ from cilseg.errors import FaultCollector, did_you_mean
 Untagged = Literal["absent", "unknown"]
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 NEGATIVES_PER_TAGGED = 0.5
+FEW_NEGATIVES = 3
+"""With fewer images that lack every new class the method ``tags`` trains WILSON's losses in one round."""
 
 
 @dataclass(frozen=True)

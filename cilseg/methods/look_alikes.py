@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cilseg.classes import normalise_name
+from cilseg.data.tags import FEW_NEGATIVES
 from cilseg.errors import FaultCollector, did_you_mean
 from cilseg.losses.exclusive import look_alike_weights
 from cilseg.methods.base import Stage
@@ -93,12 +94,7 @@ def warn_of_rare(
         stage: of the run.
         class_names: of the channels, background first.
     """
-    if not negatives:
-        _LOGGER.warning(
-            "Every image shows a new class, so nothing says that old classes are none: most of what looks alike may be "
-            "lost to new classes. Add images that show none: --negatives DIR; or take --method wilson."
-        )
-    elif rare := rarely_seen(old_model, data, negatives, stage):
+    if negatives and (rare := rarely_seen(old_model, data, negatives, stage)):
         _LOGGER.warning(
             "The parent sees %s in fewer than %d of the %d images that show no new class; where a new class looks "
             "alike, that may cost the old one much. Add images that show it and no new class: --negatives DIR.",
@@ -106,6 +102,18 @@ def warn_of_rare(
             FEW,
             len(negatives),
         )
+
+
+def warn_of_few(count: int, *, unused: str) -> None:
+    """Say that so few images lack every new class that the step is WILSON's, and what it does not use."""
+    _LOGGER.warning(
+        "%d images show no new class, fewer than %d, so nothing tells old classes from new ones. This trains WILSON's "
+        "losses in one round, slowly: old classes are mostly kept, new ones learned far less well%s. Add images that "
+        "show old classes and no new one: --negatives DIR.",
+        count,
+        FEW_NEGATIVES,
+        f" ({unused} are not used)" if unused else "",
+    )
 
 
 def weights_of(given: Mapping[str, Mapping[str, float]], class_names: Sequence[str], n_old: int) -> Tensor:

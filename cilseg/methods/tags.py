@@ -24,6 +24,7 @@ from torch import Tensor
 from cilseg.bundle import write_file_atomically
 from cilseg.classes import UNLABELLED_ID, VOID_ID, default_palette
 from cilseg.config import OptimiserConfig
+from cilseg.data.tags import FEW_NEGATIVES
 from cilseg.errors import InputError
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, with_look_alikes
 from cilseg.losses.hints import at_points, under_prior
@@ -31,9 +32,10 @@ from cilseg.losses.label_making import merge_passes, over_maximum
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
-from cilseg.methods.look_alikes import measured_weights, names_of, warn_of_rare, weights_of
+from cilseg.methods.look_alikes import measured_weights, names_of, warn_of_few, warn_of_rare, weights_of
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
+from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.copy_paste import paste_object
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet, as_batch, read_either, read_mask_file
 from cilseg_serve.images import write_mask
@@ -43,6 +45,9 @@ CONFIDENCE = "pseudo_label_confidence"
 LOOK_ALIKES = "look_alikes.json"
 """File of a run with the weights of look-alikes, in the form of the option ``look_alike_weights``."""
 FIRST = "first"
+_ALONE = 0.2
+"""Learning rates of body, head and old classifiers, relative to the settings, where WILSON's losses are all there is:
+without images that lack every new class old ones are kept by training slowly (docs/benchmarks.md)."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -154,16 +159,16 @@ class Exclusive(Method):
             tags=None,
         )
 
-    def balanced(self, data: TrainingSet, shows: Sequence[bool]) -> TrainingSet:
+    def balanced(self, data: TrainingSet, shows: Sequence[bool | None]) -> TrainingSet:
         """Return ``data`` with batches of which ``negative_share`` is images without any new class.
 
         Args:
             data: tagged images, stored ones behind them.
-            shows: for each tagged image whether it shows a new class.
+            shows: for each tagged image whether it shows a new class; None: nobody said, so it comes into no batch.
         """
         share = self.options.negative_share
         shows = [*shows, *[False] * (data.size - len(shows))]
-        negatives = tuple(i for i, new in enumerate(shows) if not new)
+        negatives = tuple(i for i, new in enumerate(shows) if new is False)
         tagged = tuple(i for i, new in enumerate(shows) if new)
         if share is None or not negatives or not tagged:
             return data
@@ -200,12 +205,9 @@ class Tags(Exclusive):
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
-        config = context.config.model_copy(update={"wilson": self.options.first.model_dump()})
         rates = context.config.optimiser
-        slower = {
-            key: self.options.first_rates * getattr(rates, key) for key in ("lr_body", "lr_head", "lr_classifier")
-        }
-        self._first_optimiser = rates.model_copy(update={**slower, "epochs": self.options.first_epochs or rates.epochs})
+        epochs = self.options.first_epochs or rates.epochs
+        self._first_optimiser = _slower(rates, self.options.first_rates).model_copy(update={"epochs": epochs})
         n_new = self.model.n_classes - self.n_old
         given = self.options.look_alike_weights
         if given is not None and not self.options.look_alikes:
@@ -214,33 +216,50 @@ class Tags(Exclusive):
                 "the labels: set look_alikes to true, or look_alike_weights to null."
             )
         self._weights = None if given is None or n_new == 0 else weights_of(given, self._class_names, self.n_old)
-        self._refinement: list[Wilson] = []
-        if n_new == 0:  # nothing to label: the step is WILSON's, on this module's model
-            self._refinement = [Wilson(replace(context, config=config))]
-            self.localizer = self._refinement[0].localizer
+        self._context = context
+        self._only: list[Wilson] = []
+        """WILSON on this module's model, where the step is its losses alone; it is no part of this module's state."""
+        if n_new == 0:  # nothing to label
+            self._train_wilson()
         # A model of its own: what freezes it while it trains must not touch that of the second round.
-        own = self.old_model.extended(n_new)
-        self._first = [Wilson(replace(context, model=own, config=config))]  # no part of this module's state
+        self._first = [self._wilson(self.old_model.extended(n_new))]  # no part of this module's state either
+
+    def _wilson(self, model: SegmentationModel, **options: Any) -> Wilson:
+        config = self._context.config.model_copy(update={"wilson": {**self.options.first.model_dump(), **options}})
+        return Wilson(replace(self._context, model=model, config=config))
+
+    def _train_wilson(self, **options: Any) -> None:
+        self._only = [self._wilson(self.model, **options)]
+        self.localizer = self._only[0].localizer
 
     @property
     def warm_up_epochs(self) -> int:
-        return self._refinement[0].warm_up_epochs if self._refinement else 0
+        return self._only[0].warm_up_epochs if self._only else 0
 
     def parameter_groups(self, cfg: OptimiserConfig) -> list[dict[str, Any]]:
-        return self._refinement[0].parameter_groups(cfg) if self._refinement else super().parameter_groups(cfg)
+        if not self._only:
+            return super().parameter_groups(cfg)
+        return self._only[0].parameter_groups(_slower(cfg, _ALONE) if self.model.n_classes > self.n_old else cfg)
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return self._refinement[0](batch, epoch) if self._refinement else super().forward(batch, epoch)
+        return self._only[0](batch, epoch) if self._only else super().forward(batch, epoch)
 
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:
         assert data.tags is not None
-        if self._refinement:
+        if self._only:
             return data
-        shows = [bool((row > 0).any()) for row in data.tags[:, self.n_old - 1 :]]
+        states = data.tags[:, self.n_old - 1 :]
+        shows = [True if (row > 0).any() else None if (row < 0).any() else False for row in states]
+        if shows.count(False) < FEW_NEGATIVES and not (self.options.memory and self.inputs.memory):
+            warn_of_few(
+                shows.count(False), unused="points and priors" if self.inputs.points or self.inputs.prior else ""
+            )
+            self._train_wilson(suppress_claimed=False)
+            return data
         labelled = self._labelled(data, stage, shows)
         return self.balanced(self.with_memory(self.with_pasted(labelled)), shows)
 
-    def _labelled(self, data: TrainingSet, stage: Stage, shows: Sequence[bool]) -> TrainingSet:
+    def _labelled(self, data: TrainingSet, stage: Stage, shows: Sequence[bool | None]) -> TrainingSet:
         """Write labels and confidences of every image into the run's folder, what is there already left as it is."""
         assert data.tags is not None
         labels, confidences = (
@@ -254,7 +273,7 @@ class Tags(Exclusive):
         missing = [index for index in range(data.size) if not labels[index].is_file()]
         first, look_alikes = self._first[0], None
         if missing:
-            negatives = [index for index, new in enumerate(shows) if not new]
+            negatives = [index for index, new in enumerate(shows) if new is False]
             warn_of_rare(self.old_model, data, negatives, stage, class_names=self._class_names)
             stage.fit(FIRST, first, self.balanced(data, shows), self._first_optimiser)
             first.to(stage.device).eval()
@@ -268,9 +287,10 @@ class Tags(Exclusive):
             look_alikes = weights.to(stage.device)
         for index in missing:
             image = data.read_image(index)
-            ids, sure = np.full(image.shape[:2], UNLABELLED_ID, np.uint8), np.zeros(image.shape[:2], np.uint8)
-            tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
-            if (tags[self.n_old - 1 :] > 0).any():
+            nothing = VOID_ID if shows[index] is None else UNLABELLED_ID
+            ids, sure = np.full(image.shape[:2], nothing, np.uint8), np.zeros(image.shape[:2], np.uint8)
+            if shows[index]:
+                tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
                 prior, points = self._prior(index, stage), self._points(index, stage)
                 with stage.autocast():
                     ids, sure = self._label(first, image, tags, look_alikes, prior, points)
@@ -346,6 +366,13 @@ class Tags(Exclusive):
             ids = torch.where(points == UNLABELLED_ID, ids, torch.where(of_new, points, UNLABELLED_ID))
             sure = torch.where(points == UNLABELLED_ID, sure, of_new.to(sure.dtype))
         return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
+
+
+def _slower(rates: OptimiserConfig, factor: float) -> OptimiserConfig:
+    """Return the settings with lower learning rates for all that the parent knows."""
+    return rates.model_copy(
+        update={key: factor * getattr(rates, key) for key in ("lr_body", "lr_head", "lr_classifier")}
+    )
 
 
 def _batches(
