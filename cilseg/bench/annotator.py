@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageFilter
 
-from cilseg.classes import UNLABELLED_ID
+from cilseg.classes import UNLABELLED_ID, VOID_ID
 
 MIN_PIXELS = 64
 """Smaller parts of an object are passed over."""
@@ -48,6 +49,18 @@ def scribbles_from_mask(mask: npt.NDArray[np.uint8], class_ids: Collection[int])
         for part in parts:
             _stroke(drawn, part, class_id)
     return drawn
+
+
+def prior_from_mask(mask: npt.NDArray[np.uint8], groups: Sequence[Collection[int]]) -> npt.NDArray[np.uint8]:
+    """Return where the classes of each group are, 3 pixels wider: (H, W, number of groups), 255 there and 0 elsewhere.
+
+    Args:
+        mask: (H, W) channel ids, 255 void, which counts for every group.
+        groups: class ids that one prior speaks of together.
+    """
+    planes = [np.isin(mask, [*group, VOID_ID]).astype(np.uint8) * 255 for group in groups]
+    wider = [Image.fromarray(plane).filter(ImageFilter.MaxFilter(2 * _WIDTH + 1)) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in wider], axis=-1)
 
 
 def _stroke(drawn: npt.NDArray[np.uint8], part: npt.NDArray[np.bool_], class_id: int) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from cilseg.bench.annotator import points_from_mask, scribbles_from_mask
+from cilseg.bench.annotator import points_from_mask, prior_from_mask, scribbles_from_mask
 from cilseg.bench.config import BASE
 from cilseg.bench.data import ProtocolData, judged_view, training_table, truth_table
 from cilseg.bench.plan import Cell, identity, training_rows
@@ -114,6 +114,13 @@ def _scribbles(source: Source, classes: ClassSet, step: int, index: int) -> npt.
     return scribbles_from_mask(mask, [i for i, entry in enumerate(classes.entries) if entry.step == step])
 
 
+def _prior(source: Source, classes: ClassSet, step: int, kind: str, index: int) -> npt.NDArray[np.uint8]:
+    """Return the prior of one image that knows where objects are, of all classes together or of each new one."""
+    mask = map_mask(source.mask(index), source.label_names, classes, visible=classes.foreground)
+    new = [i for i, entry in enumerate(classes.entries) if entry.step == step]
+    return prior_from_mask(mask, [range(1, len(classes))] if kind == "objects" else [[i] for i in new])
+
+
 _ANNOTATORS = {"points": _points, "scribbles": _scribbles}
 
 
@@ -146,10 +153,15 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
         files = [source.image_paths[i] for i in training_rows(data, cell)]
         maps = matching_files(Path(saliency), files, what="saliency map")
         saliency = partial(read_saliency_of, maps, files, model.preprocessing.short_side_px)
-    points = None
-    if row.points:
+    points = prior = None
+    if row.points or row.prior:
         subset = data.train[step].subset([data.train[step].ids[i] for i in training_rows(data, cell)])
-        points = partial(read_annotation, partial(_points, subset, data.classes_until(step), step), model.preprocessing)
+        new = data.classes_until(step)
+        if row.points:
+            reader = partial(_points, subset, new, step)
+            points = partial(read_annotation, reader, model.preprocessing)
+        if row.prior:
+            prior = partial(_prior, subset, new, step, row.prior)
     memory = None
     if row.memory is not None:
         base = Cell(cell.rule, cell.seed, BASE, 0)
@@ -167,6 +179,7 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
         replay=replay,
         saliency=saliency,
         points=points,
+        prior=prior,
         memory=memory,
         class_names=data.classes_until(step).names,
         kept=parent / KEEP,

@@ -115,6 +115,8 @@ class MethodEntry(_Section):
     """``builtin``, or a folder with one grey picture per training image."""
     points: bool = False
     """Give ``tags`` one simulated point per object of the step's classes."""
+    prior: Literal["objects", "classes"] | None = None
+    """Give ``tags`` the true masks, a little wider, as priors: of all classes so far in one, or of each new class."""
     seeds: Seeds | None = None
     """Default: the protocol's. An empty list for a rule leaves the rule out."""
 
@@ -312,6 +314,8 @@ def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
                 faults.add(f"methods.{entry}.seeds: {rule!r} is not among the protocol's rules {list(config.rules)}")
         if row.points and not _uses_hints(config.method_of(entry)):
             faults.add(f"methods.{entry}: {config.method_of(entry)} takes no points beside its images; tags does")
+        if row.prior and not _uses_hints(config.method_of(entry)):
+            faults.add(f"methods.{entry}: {config.method_of(entry)} takes no prior beside its images; tags does")
         for name, section in row.options.items():
             check_options(name, section, faults, prefix=f"methods.{entry}.options")
         try:

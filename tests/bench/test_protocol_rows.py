@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_protocol import CLASSES, tree, write_protocol
@@ -11,6 +13,7 @@ from cilseg.bench.plan import Cell, training_rows
 from cilseg.bench.protocol import ProtocolRequest, open_protocol
 from cilseg.classes import UNLABELLED_ID
 from cilseg.config import OptimiserConfig
+from cilseg.data.labels import map_mask
 from cilseg.models.build import new_model
 from cilseg.train.steps import KEEP
 
@@ -71,6 +74,26 @@ def test_tags_may_have_the_points_of_other_rows(rows, model, tmp_path):
     assert set_of(rows, model, "tags").read_mask is None
     assert all(np.array_equal(inputs.points(i), points.read_mask(i)) for i in range(points.size))
     assert step_inputs(rows.data, Cell("overlap", 0, "eps", 1), parent=tmp_path, model=model).points is None
+
+
+@pytest.mark.parametrize("kind", ["objects", "classes"])
+def test_tags_may_have_priors_that_know_where_objects_are(rows, model, tmp_path, kind):
+    row = rows.data.config.methods["tags"].model_copy(update={"points": False, "prior": kind})
+    config = rows.data.config.model_copy(update={"methods": {**rows.data.config.methods, "tags": row}})
+    data, cell = replace(rows.data, config=config), Cell("overlap", 0, "tags", 1)
+    inputs = step_inputs(data, cell, parent=tmp_path, model=model)
+    assert inputs.points is None
+    for index, row in enumerate(training_rows(data, cell)):
+        mask = map_mask(
+            data.train[1].mask(row), data.train[1].label_names, data.classes_until(1), visible=list(CLASSES)
+        )
+        there = mask == NEW_ID if kind == "classes" else mask > 0
+        prior = inputs.prior(index)
+        assert prior.shape == (*mask.shape, 1)
+        assert set(prior.flat) <= {0, 255}
+        assert (prior[..., 0][there] == 255).all()
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(there, 3), (7, 7)).any(axis=(2, 3))
+        assert np.array_equal(prior[..., 0] == 255, near)
 
 
 def test_shots_are_the_first_images_of_a_class(rows, model):
