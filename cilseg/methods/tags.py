@@ -36,7 +36,6 @@ from cilseg.methods.look_alikes import measured_weights, names_of, warn_of_few, 
 from cilseg.methods.two_stage import PSEUDO_LABELS
 from cilseg.methods.wilson import Wilson, WilsonOptions
 from cilseg.models.segmenter import SegmentationModel
-from cilseg.train.copy_paste import paste_object
 from cilseg.train.dataset import Batch, ImageReader, TrainingSet, as_batch, read_either, read_mask_file
 from cilseg_serve.images import write_mask
 
@@ -60,8 +59,6 @@ class ExclusiveOptions(Options):
     """Share of each batch taken from images that show no new class; null: as they come."""
     memory: bool = True
     """Train on the images that the base step stored, where it stored any."""
-    copy_paste: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the step's own images that get an object of a stored image, drawn anew in each epoch."""
     enc: float = Field(default=1.0, ge=0)
     """Factor of the feature distillation."""
 
@@ -111,37 +108,14 @@ class Exclusive(Method):
     options_type = ExclusiveOptions
     options: ExclusiveOptions
 
-    def __init__(self, context: StepContext) -> None:
-        super().__init__(context)
-        if self.options.copy_paste and not (self.inputs.memory and self.inputs.memory.size):
-            raise InputError(
-                f"update.{self.name}.copy_paste={self.options.copy_paste} pastes objects of stored images, and the "
-                "parent stores none: train its base with --memory N, or leave copy_paste at 0."
-            )
-
     def prepare(self, data: TrainingSet, stage: Stage) -> TrainingSet:  # noqa: ARG002
         assert data.read_mask is not None
         shows = [self._shows_new(data.read_mask(index)) for index in range(data.size)]
         data = data.changed(read_mask=partial(_read_new, data.read_mask, self.n_old))
-        return self.balanced(self.with_memory(self.with_pasted(data)), shows)
+        return self.balanced(self.with_memory(data), shows)
 
     def _shows_new(self, mask: npt.NDArray[np.uint8]) -> bool:
         return bool(((mask >= self.n_old) & (mask < self.model.n_classes)).any())
-
-    def with_pasted(self, data: TrainingSet) -> TrainingSet:
-        """Return ``data`` with objects of the stored images in a share of its crops."""
-        memory, share = self.inputs.memory, self.options.copy_paste
-        if memory is None or share == 0:
-            return data
-        stored = data.changed(
-            size=memory.size,
-            read_image=memory.read_image,
-            read_mask=memory.read_mask,
-            read_saliency=None,
-            names=None,
-            tags=None,
-        )
-        return data.changed(after_crop=partial(paste_object, stored, share, data.size))
 
     def with_memory(self, data: TrainingSet) -> TrainingSet:
         """Return ``data`` with the stored images behind it."""
@@ -257,7 +231,7 @@ class Tags(Exclusive):
             self._train_wilson(suppress_claimed=False)
             return data
         labelled = self._labelled(data, stage, shows)
-        return self.balanced(self.with_memory(self.with_pasted(labelled)), shows)
+        return self.balanced(self.with_memory(labelled), shows)
 
     def _labelled(self, data: TrainingSet, stage: Stage, shows: Sequence[bool | None]) -> TrainingSet:
         """Write labels and confidences of every image into the run's folder, what is there already left as it is."""

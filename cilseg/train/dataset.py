@@ -19,10 +19,6 @@ from cilseg_serve.images import read_mask
 ImageReader = Callable[[int], npt.NDArray[np.uint8]]
 BatchPlan = Callable[[int, int], list[Sequence[int]]]
 """(epoch, batch size) -> the indices of every batch."""
-Crop = dict[str, npt.NDArray[np.uint8]]
-"""``image`` (S, S, 3), and ``mask`` and ``saliency`` (S, S) where the set has them."""
-CropChange = Callable[[int, int, Crop], Crop]
-"""(epoch, index, crop) -> the crop to train on; the one given is left as it is."""
 _CACHE_BYTES = 2 * 1024**3
 
 
@@ -56,7 +52,6 @@ class TrainingSet:
         read_saliency: index -> ``(H, W)`` uint8, how much each pixel of the image looks like an object.
         names: file names of the images without their ending, for files made per image.
         plan: which images form the batches of an epoch; None: a permutation, cut into batches.
-        after_crop: what happens to every crop at last, image and labels together; None: nothing.
     """
 
     size: int
@@ -68,7 +63,6 @@ class TrainingSet:
     read_saliency: ImageReader | None = None
     names: Sequence[str] | None = None
     plan: BatchPlan | None = None
-    after_crop: CropChange | None = None
     _cache: dict[tuple[str, int], npt.NDArray[np.uint8]] = field(default_factory=dict)
     _cached_bytes: int = 0
 
@@ -94,13 +88,12 @@ class TrainingSet:
             self._cached_bytes += array.nbytes
         return self._cache[key]
 
-    def sample(self, epoch: int, index: int) -> Crop:
-        """Return the crop of image ``index`` in ``epoch``: the same for every worker count and after a resume."""
-        crop = self.crop(index, np.random.Generator(np.random.PCG64([self.seed, 1, epoch, index])))
-        return self.after_crop(epoch, index, crop) if self.after_crop else crop
+    def sample(self, epoch: int, index: int) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return the crop of image ``index`` in ``epoch``: the same for every worker count and after a resume.
 
-    def crop(self, index: int, rng: np.random.Generator) -> Crop:
-        """Return a crop of image ``index``, drawn with ``rng``."""
+        ``image`` (S, S, 3), and ``mask`` and ``saliency`` (S, S) where the set has them.
+        """
+        rng = np.random.Generator(np.random.PCG64([self.seed, 1, epoch, index]))
         image = self._read("image", self.read_image, index)
         readers = {"mask": self.read_mask, "saliency": self.read_saliency}
         planes = {key: self._read(key, reader, index) for key, reader in readers.items() if reader is not None}

@@ -100,12 +100,12 @@ def test_labels_that_are_there_are_taken_as_they_are(world, run, tmp_path):
     assert not differing(state_of(again), state_of(usual))
 
 
-def method_on(world, name, memory=None, **options):
+def method_on(world, name, **options):
     context = StepContext(
         world.parent_of(name).extended(1),
         world.parent_of(name),
         update_config(name, **options),
-        inputs_for(world, name, memory=memory),
+        inputs_for(world, name),
     )
     return METHODS[name](context)
 
@@ -146,49 +146,6 @@ def test_stored_images_are_trained_on_unless_told_otherwise(world, tmp_path, nam
     config = update_config(name, memory=False)
     unused = take_step(world, name, tmp_path / "unused", inputs=inputs_for(world, name, memory=memory), config=config)
     assert not differing(state_of(unused), state_of(without))
-
-
-class TestCopyPaste:
-    """Objects of stored images in the step's own ones, in the second round."""
-
-    @pytest.mark.parametrize("name", ["tags", "masks"])
-    def test_objects_are_trained_on(self, world, tmp_path, name):
-        inputs = inputs_for(world, name, memory=stored(world, 3))
-        without = take_step(world, name, tmp_path / "without", inputs=inputs)
-        config = update_config(name, copy_paste=0.5)
-        used = take_step(world, name, tmp_path / "used", inputs=inputs, config=config)
-        assert differing(state_of(used), state_of(without))
-        again = take_step(world, name, tmp_path / "again", inputs=inputs, config=config)
-        assert not differing(state_of(again), state_of(used))
-
-    def test_pasted_pixels_are_labels_of_old_classes_in_the_steps_own_images(self, world):
-        data = data_for(world, "masks")
-        own = [
-            method_on(world, "masks", stored(world, 3), **options).prepare(data, None)
-            for options in ({}, {"copy_paste": 0.9})
-        ]
-        changed = 0
-        for epoch, index in np.ndindex(4, data.size + 3):
-            before, after = (found.sample(epoch, index) for found in own)
-            pasted = before["mask"] != after["mask"]
-            assert np.array_equal(before["image"][~pasted], after["image"][~pasted])
-            if index >= data.size:
-                assert not pasted.any()
-            elif pasted.any():
-                changed += 1
-                assert len(set(after["mask"][pasted].flat)) == 1
-                assert 0 < after["mask"][pasted][0] < NEW_ID
-        assert changed > 0.6 * 4 * data.size
-
-    @pytest.mark.parametrize("name", ["tags", "masks"])
-    def test_without_stored_images(self, world, tmp_path, name):
-        with pytest.raises(InputError) as caught:
-            take_step(world, name, tmp_path, config=update_config(name, copy_paste=0.25))
-        assert str(caught.value) == (
-            f"update.{name}.copy_paste=0.25 pastes objects of stored images, and the parent stores none: train its "
-            "base with --memory N, or leave copy_paste at 0."
-        )
-        assert not list(tmp_path.iterdir())
 
 
 class TestRareOldClasses:

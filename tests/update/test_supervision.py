@@ -97,14 +97,7 @@ def _rows(images):
     return {"images": [{"file": name, "present": present} for name, present in images.items()]}
 
 
-class TestStoredImagesAndLookAlikes:
-    def test_objects_of_images_that_nobody_stored(self, refusal, tags, masks):
-        for method, given in (("tags", {"tags": tags}), ("masks", masks)):
-            message = refusal(method, f"update.{method}.copy_paste=0.5", **given)
-            assert (
-                f"update.{method}.copy_paste=0.5 pastes objects of stored images, and the parent stores none" in message
-            )
-
+class TestLookAlikes:
     def test_weights_of_a_class_that_is_none(self, refusal, tags):
         given = ("update.tags.look_alikes=true", f"update.tags.look_alike_weights={{{NEW}: {{{OLD[0]}x: 1}}}}")
         assert f"Did you mean {OLD[0]!r}?" in refusal("tags", *given, tags=tags)
