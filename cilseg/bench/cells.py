@@ -41,7 +41,6 @@ from cilseg.train.memory import choose_memory
 from cilseg.train.steps import (
     KEEP,
     masked_set,
-    read_annotation,
     read_prepared,
     run_id_of,
     tagged_files,
@@ -153,15 +152,10 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
         files = [source.image_paths[i] for i in training_rows(data, cell)]
         maps = matching_files(Path(saliency), files, what="saliency map")
         saliency = partial(read_saliency_of, maps, files, model.preprocessing.short_side_px)
-    points = prior = None
-    if row.points or row.prior:
+    prior = None
+    if row.prior:
         subset = data.train[step].subset([data.train[step].ids[i] for i in training_rows(data, cell)])
-        new = data.classes_until(step)
-        if row.points:
-            reader = partial(_points, subset, new, step)
-            points = partial(read_annotation, reader, model.preprocessing)
-        if row.prior:
-            prior = partial(_prior, subset, new, step, row.prior)
+        prior = partial(_prior, subset, data.classes_until(step), step, row.prior)
     memory = None
     if row.memory is not None:
         base = Cell(cell.rule, cell.seed, BASE, 0)
@@ -178,7 +172,6 @@ def step_inputs(data: ProtocolData, cell: Cell, *, parent: Path, model: Segmenta
     return StepInputs(
         replay=replay,
         saliency=saliency,
-        points=points,
         prior=prior,
         memory=memory,
         class_names=data.classes_until(step).names,

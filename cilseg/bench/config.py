@@ -113,8 +113,6 @@ class MethodEntry(_Section):
     base: RowBase | None = None
     saliency: str | None = None
     """``builtin``, or a folder with one grey picture per training image."""
-    points: bool = False
-    """Give ``tags`` one simulated point per object of the step's classes."""
     prior: Literal["objects", "classes"] | None = None
     """Give ``tags`` the true masks, a little wider, as priors: of all classes so far in one, or of each new class."""
     seeds: Seeds | None = None
@@ -275,10 +273,10 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _uses_hints(method: str) -> bool:
+def _uses_priors(method: str) -> bool:
     from cilseg.methods import METHODS  # loads torch
 
-    return method not in METHODS or METHODS[method].uses_hints  # an unknown method is refused elsewhere
+    return method not in METHODS or METHODS[method].uses_priors  # an unknown method is refused elsewhere
 
 
 def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
@@ -312,9 +310,7 @@ def _check(config: ProtocolConfig, faults: FaultCollector) -> None:
         if isinstance(row.seeds, dict):
             for rule in sorted(set(row.seeds) - set(config.rules)):
                 faults.add(f"methods.{entry}.seeds: {rule!r} is not among the protocol's rules {list(config.rules)}")
-        if row.points and not _uses_hints(config.method_of(entry)):
-            faults.add(f"methods.{entry}: {config.method_of(entry)} takes no points beside its images; tags does")
-        if row.prior and not _uses_hints(config.method_of(entry)):
+        if row.prior and not _uses_priors(config.method_of(entry)):
             faults.add(f"methods.{entry}: {config.method_of(entry)} takes no prior beside its images; tags does")
         for name, section in row.options.items():
             check_options(name, section, faults, prefix=f"methods.{entry}.options")

@@ -17,7 +17,7 @@ from cilseg.data.protocol import Rule
 from cilseg.errors import InputError
 from cilseg.methods import METHODS, method_class
 
-_GIVEN = {"negatives", "absent", "shots", "memory", "replay", "saliency", "points", "prior", "base"}
+_GIVEN = {"negatives", "absent", "shots", "memory", "replay", "saliency", "prior", "base"}
 """Fields of a row that decide what it learns from."""
 
 

@@ -186,3 +186,18 @@ def sure_labels(maps: Tensor, *, low_power: float = 4.0, high_power: float = 24.
 
 def _tagged(maps: Tensor, tags: Tensor) -> Tensor:
     return at_least_float32(maps) * (tags > 0)[:, :, None, None].to(maps.dtype)
+
+
+def under_prior(shares: Tensor, prior: Tensor, *, weight: float) -> Tensor:
+    """Multiply shares with ``1 - weight + weight * prior``: softly, so that a wrong prior lowers but does not forbid.
+
+    Args:
+        shares: (1, K, h, w), at least 0.
+        prior: (1, K, H, W), or (1, 1, H, W) for all classes, in 0 .. 1; brought to the size of the shares by the mean.
+        weight: 0 leaves the shares as they are, 1 forbids a class where its prior is 0.
+
+    Returns:
+        (1, K, h, w).
+    """
+    small = F.interpolate(prior.to(shares.dtype), size=shares.shape[-2:], mode="area")
+    return shares * (1.0 - weight + weight * small)

@@ -72,10 +72,7 @@ class StepInputs:
     saliency: ImageReader | Literal["builtin"] | None = None
     """Index of a training image -> ``(H, W)`` uint8, or ``builtin``: made from the parent's own features."""
     prior: PriorReader | None = None
-    """Where new classes may be, for methods with ``uses_hints``."""
-    points: ImageReader | None = None
-    """Index of a training image -> ``(H, W)`` uint8, for methods with ``uses_hints``: channel ids, old ones too, where
-    somebody pointed, ``UNLABELLED_ID`` elsewhere."""
+    """Where new classes may be, for methods with ``uses_priors``."""
     memory: Memory | None = None
     class_names: Sequence[str] | None = None
     """Names of the channels of the model to train, background first; None: they go by their numbers."""
@@ -131,8 +128,8 @@ class Method(nn.Module):
     options_type: ClassVar[type[Options]] = Options
     sees_old_masks: ClassVar[bool] = False
     """Whether its masks show the old classes too (joint training, shots)."""
-    uses_hints: ClassVar[bool] = False
-    """Whether it uses, beside tags, the points and priors that a tag list may carry."""
+    uses_priors: ClassVar[bool] = False
+    """Whether it uses, beside tags, the priors that a tag list may carry."""
     refines: ClassVar[bool] = False
     """Whether it also learns from a step without new classes."""
     background_init: ClassVar[bool] = False

@@ -27,8 +27,7 @@ from cilseg.config import OptimiserConfig
 from cilseg.data.tags import FEW_NEGATIVES
 from cilseg.errors import InputError
 from cilseg.losses.exclusive import exclusive_loss, exclusive_target, with_look_alikes
-from cilseg.losses.hints import at_points, under_prior
-from cilseg.losses.label_making import merge_passes, over_maximum
+from cilseg.losses.label_making import merge_passes, over_maximum, under_prior
 from cilseg.losses.pamr import pamr
 from cilseg.losses.wilson import encoder_distillation
 from cilseg.methods.base import Method, Options, Stage, StepContext, Supervision
@@ -175,7 +174,7 @@ class Tags(Exclusive):
     options_type = TagsOptions
     options: TagsOptions
     refines = True
-    uses_hints = True
+    uses_priors = True
 
     def __init__(self, context: StepContext) -> None:
         super().__init__(context)
@@ -225,9 +224,7 @@ class Tags(Exclusive):
         states = data.tags[:, self.n_old - 1 :]
         shows = [True if (row > 0).any() else None if (row < 0).any() else False for row in states]
         if shows.count(False) < FEW_NEGATIVES and not (self.options.memory and self.inputs.memory):
-            warn_of_few(
-                shows.count(False), unused="points and priors" if self.inputs.points or self.inputs.prior else ""
-            )
+            warn_of_few(shows.count(False), unused="priors" if self.inputs.prior else "")
             self._train_wilson(suppress_claimed=False)
             return data
         labelled = self._labelled(data, stage, shows)
@@ -265,9 +262,9 @@ class Tags(Exclusive):
             ids, sure = np.full(image.shape[:2], nothing, np.uint8), np.zeros(image.shape[:2], np.uint8)
             if shows[index]:
                 tags = torch.from_numpy(data.tags[index]).to(stage.device).float()
-                prior, points = self._prior(index, stage), self._points(index, stage)
+                prior = self._prior(index, stage)
                 with stage.autocast():
-                    ids, sure = self._label(first, image, tags, look_alikes, prior, points)
+                    ids, sure = self._label(first, image, tags, look_alikes, prior)
             write_mask(confidences[index], sure, grey)
             write_mask(labels[index], ids, palette)  # last: where it is, both are
         return data.changed(
@@ -285,13 +282,6 @@ class Tags(Exclusive):
             return None
         return as_batch(values, stage.device).float() / 255.0
 
-    def _points(self, index: int, stage: Stage) -> Tensor | None:
-        """Return what somebody pointed at in an image, (H, W) channel ids; None where nobody did."""
-        points = self.inputs.points(index) if self.inputs.points is not None else None
-        if points is None or (points == UNLABELLED_ID).all():
-            return None
-        return torch.from_numpy(np.array(points)).to(stage.device)
-
     @torch.no_grad()
     def _label(
         self,
@@ -300,7 +290,6 @@ class Tags(Exclusive):
         tags: Tensor,
         look_alikes: Tensor | None,
         prior: Tensor | None = None,
-        points: Tensor | None = None,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Return channel ids of new classes (H, W) uint8, and how sure they are (H, W) uint8, 255 is certain."""
         opt = self.options
@@ -322,10 +311,7 @@ class Tags(Exclusive):
         if look_alikes is not None:
             total = with_look_alikes(total, merge_passes(old, size_hw=half, mirrored=mirrored), look_alikes, tags)
         small = F.interpolate(pixels, size=half, mode="bilinear", align_corners=False)
-        shares = total[:, self.n_old :]
-        if points is not None:
-            shares = at_points(shares, points, n_old=self.n_old)
-        refined = pamr(small, shares)  # every channel diffuses on its own
+        refined = pamr(small, total[:, self.n_old :])  # every channel diffuses on its own
         if prior is not None:  # not before: what has diffused is less sharp than the prior
             refined = under_prior(refined, prior, weight=opt.prior_weight)
         refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
@@ -335,10 +321,6 @@ class Tags(Exclusive):
         unclaimed = torch.where(share > unsure_from, VOID_ID, UNLABELLED_ID)
         ids = torch.where(claimed, which + self.n_old, unclaimed)
         sure = torch.where(claimed, opt.alpha + (1.0 - opt.alpha) * share, 0.0)
-        if points is not None:  # what was marked stays so
-            of_new = (points >= self.n_old) & (points < self.model.n_classes)
-            ids = torch.where(points == UNLABELLED_ID, ids, torch.where(of_new, points, UNLABELLED_ID))
-            sure = torch.where(points == UNLABELLED_ID, sure, of_new.to(sure.dtype))
         return ids.to(torch.uint8).cpu().numpy(), (255 * sure).round().to(torch.uint8).cpu().numpy()
 
 

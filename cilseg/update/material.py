@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cilseg.bundle import Preprocessing
 from cilseg.classes import ClassSet
 from cilseg.config import Config
 from cilseg.data.annotations import POINT_RADIUS_PX, paint_points, read_prior, read_scribble
@@ -26,7 +25,7 @@ from cilseg.methods.base import BUILTIN, PriorReader
 from cilseg.registry import Version
 from cilseg.train.dataset import ImageReader, TrainingSet
 from cilseg.train.memory import stored_memory
-from cilseg.train.steps import masked_set, read_annotation, read_prepared, tagged_set
+from cilseg.train.steps import masked_set, read_prepared, tagged_set
 from cilseg_serve.images import read_image
 
 
@@ -36,7 +35,7 @@ class UpdateRequest:
 
     ``tags`` for tag, point and scribble methods; ``data`` and ``classes`` for methods that learn from masks; ``shots``
     beside them for few-shot methods. ``replay`` and ``saliency`` for the methods that need them,
-    ``prior_masks`` for those that use hints.
+    ``prior_masks`` for those that use priors.
     """
 
     config: Config
@@ -145,7 +144,7 @@ def check_supervision(request: UpdateRequest, method: type[Method]) -> None:
         )
     if "saliency" not in method.needs and request.saliency is not None:
         faults.add("it takes no --saliency; eps does")
-    if not method.uses_hints and request.prior_masks is not None:
+    if not method.uses_priors and request.prior_masks is not None:
         faults.add("it takes no --prior-masks; tags does")
     faults.raise_if_any(_MASKS if from_tags else _TAGS)
 
@@ -219,13 +218,13 @@ def _annotations(tag_list: TagList, class_set: ClassSet, kind: Supervision) -> I
     return read
 
 
-def _point_mask(tag_list: TagList, class_set: ClassSet, index: int, *, with_old: bool = False) -> npt.NDArray[np.uint8]:
+def _point_mask(tag_list: TagList, class_set: ClassSet, index: int) -> npt.NDArray[np.uint8]:
     image = tag_list.images[index]
     height, width = read_image(image.file).shape[:2]
     points = [
         (int(p.x_px), int(p.y_px), class_set.id_of(p.name))
         for p in image.points
-        if with_old or p.name in tag_list.new_names or class_set.id_of(p.name) == 0
+        if p.name in tag_list.new_names or class_set.id_of(p.name) == 0
     ]
     try:
         return paint_points(points, height=height, width=width, radius=POINT_RADIUS_PX)
@@ -294,7 +293,7 @@ def few_shots(source: Source, classes: Sequence[str], shots: int) -> Source:
 
 
 def _with_inputs(material: Material, request: UpdateRequest) -> Material:
-    """Add replay images, saliency maps, hints and what earlier steps left, and check them."""
+    """Add replay images, saliency maps, priors and what earlier steps left, and check them."""
     parent = material.parent
     replay: Replay | None = None
     saliency: Any = None
@@ -317,18 +316,15 @@ def _with_inputs(material: Material, request: UpdateRequest) -> Material:
         saliency = partial(read_saliency_of, maps, files, parent.manifest.preprocessing.short_side_px)
         identity["saliency"] = [(file.name, file.stat().st_size) for file in maps]
     prior: Any = None
-    points: ImageReader | None = None
-    if method_class(request.config.update.method).uses_hints:
+    if method_class(request.config.update.method).uses_priors:
         assert material.tag_list is not None
         prior, recorded = _prior(material.tag_list, request.prior_masks)
         identity |= {"prior": recorded} if recorded else {}
-        points = _points(material.tag_list, material.class_set, parent.manifest.preprocessing)
     memory = stored_memory(parent.path, parent.manifest.preprocessing)
     inputs = StepInputs(
         replay=replay,
         saliency=saliency,
         prior=prior,
-        points=points,
         memory=memory,
         class_names=material.class_set.names,
         kept=parent.path,
@@ -371,23 +367,3 @@ def _read_prior(tag_list: TagList, files: Sequence[Path | None], index: int) -> 
         return None
     height, width = read_image(tag_list.images[index].file).shape[:2]
     return read_prior(file, n_classes=len(tag_list.new_classes), height=height, width=width)
-
-
-def _points(tag_list: TagList, class_set: ClassSet, preprocessing: Preprocessing) -> ImageReader | None:
-    """Return the reader of the points of a list, old classes' too, after reading each once; None where it has none.
-
-    Raises:
-        InputError: points outside their image, all of them.
-    """
-    marked = [index for index, image in enumerate(tag_list.images) if image.points]
-    if not marked:
-        return None
-    read = partial(_point_mask, tag_list, class_set, with_old=True)
-    faults = FaultCollector(f"Tag list {tag_list.path} as points")
-    for index in marked:
-        try:
-            read(index)
-        except InputError as exc:
-            faults.add(str(exc))
-    faults.raise_if_any("Give x, y in pixels of the image, x first.")
-    return partial(read_annotation, read, preprocessing)

@@ -92,7 +92,7 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     content["data"] = {"sources": {"tiny": {}}, "sizes": {"overlap": [1, 2, 3]}}
     content["methods"]["base"] = {"method": "ft"}
     content["methods"]["ft"]["optimiser"] = {"epoks": 2}
-    content["methods"]["ft"] |= {"points": True, "prior": "classes"}
+    content["methods"]["ft"]["prior"] = "classes"
     content["methods"]["ft"]["options"] = {"wilsn": {}, "cam": {"weak": {"epoch": 3}}}
     with pytest.raises(InputError) as caught:
         load_protocol(write_protocol(tmp_path / "p.yaml", content))
@@ -105,7 +105,6 @@ def test_faults_between_sections_are_in_one_message(tmp_path: Path) -> None:
     assert "unknown key methods.ft.options.wilsn. Did you mean 'wilson'?" in text
     assert "unknown key methods.ft.options.cam.weak.epoch. Did you mean 'epochs'?" in text
     assert "methods.tags: negatives need data.withheld" in text
-    assert "methods.ft: ft takes no points beside its images; tags does" in text
     assert "methods.ft: ft takes no prior beside its images; tags does" in text
 
 

@@ -28,7 +28,7 @@ ROWS = {
         "optimiser": {"freeze_norm": True},
         "base": {"model": {"classifier": "cosine"}, "cycles": [SMALL]},
     },
-    "tags": {"points": True},
+    "tags": {"prior": "classes"},
     "joint": {},
     "mib": {},
 }
@@ -68,21 +68,12 @@ def test_points_and_scribbles_are_all_that_a_row_sees(rows, model):
             assert (full[marked] == NEW_ID).mean() > 0.8 if marked.any() else row == "mib-points"
 
 
-def test_tags_may_have_the_points_of_other_rows(rows, model, tmp_path):
-    points = set_of(rows, model, "mib-points")
-    inputs = step_inputs(rows.data, Cell("overlap", 0, "tags", 1), parent=tmp_path, model=model)
-    assert set_of(rows, model, "tags").read_mask is None
-    assert all(np.array_equal(inputs.points(i), points.read_mask(i)) for i in range(points.size))
-    assert step_inputs(rows.data, Cell("overlap", 0, "eps", 1), parent=tmp_path, model=model).points is None
-
-
 @pytest.mark.parametrize("kind", ["objects", "classes"])
 def test_tags_may_have_priors_that_know_where_objects_are(rows, model, tmp_path, kind):
-    row = rows.data.config.methods["tags"].model_copy(update={"points": False, "prior": kind})
+    row = rows.data.config.methods["tags"].model_copy(update={"prior": kind})
     config = rows.data.config.model_copy(update={"methods": {**rows.data.config.methods, "tags": row}})
     data, cell = replace(rows.data, config=config), Cell("overlap", 0, "tags", 1)
     inputs = step_inputs(data, cell, parent=tmp_path, model=model)
-    assert inputs.points is None
     for index, row in enumerate(training_rows(data, cell)):
         mask = map_mask(
             data.train[1].mask(row), data.train[1].label_names, data.classes_until(1), visible=list(CLASSES)
@@ -156,6 +147,6 @@ def test_a_run_from_end_to_end(rows):
     given = {row: cell["identity"].get("given") for row, cell in cells.items()}
     assert given["recall"] == {"replay": "withheld"}
     assert given["eps"] == {"saliency": "builtin"}
-    assert given["tags"] == {"points": True}
+    assert given["tags"] == {"prior": "classes"}
     assert given["pifs"]["shots"] == 2
     assert given["pifs"]["base"]["model"] == {"classifier": "cosine"}

@@ -349,7 +349,7 @@ def test_masks_of_other_classes_than_new_ones_are_the_old_models(world):
 
 
 class TestHints:
-    """Points and priors, against the run without any."""
+    """Priors, against the run without any."""
 
     @pytest.fixture
     def labels(self, world, run, tmp_path):
@@ -370,27 +370,6 @@ class TestHints:
     @staticmethod
     def same(ours, theirs):
         return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-    def test_what_was_pointed_at_is_certain(self, run, labels):
-        _, data, _ = run
-        tagged = np.flatnonzero(data.tags[:, NEW_ID - 1] > 0)
-
-        def points(index):
-            mask = np.full((64, 64), UNLABELLED_ID, np.uint8)
-            if index == tagged[0]:
-                mask[5:10, 5:10], mask[20:40, 20:40], mask[50:55, 50:55] = NEW_ID, 1, 0
-            return mask
-
-        with_points, without = labels(points=points)
-        label, sure = with_points[tagged[0]]
-        marks = points(tagged[0])
-        assert (label[marks == NEW_ID] == NEW_ID).all()
-        assert (sure[marks == NEW_ID] == 255).all()
-        assert (label[marks < NEW_ID] == UNLABELLED_ID).all()
-        assert (sure[marks < NEW_ID] == 0).all()
-        assert not self.same(with_points[tagged[0]], without[tagged[0]])
-        others = [i for i in range(data.size) if i != tagged[0]]
-        assert all(self.same(with_points[i], without[i]) for i in others)
 
     def test_a_prior_of_full_weight_forbids_and_images_without_one_stay(self, run, labels):
         _, data, _ = run

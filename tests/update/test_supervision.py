@@ -140,8 +140,8 @@ class TestSaliency:
         assert f"Saliency folder {folder}" in refusal("eps", tags=tags, saliency=str(folder))
 
 
-class TestHints:
-    """Priors and points beside tags; the method tags alone uses them."""
+class TestPriors:
+    """Priors beside tags; the method tags alone uses them."""
 
     @pytest.fixture
     def listed(self, base_story, tmp_path):
@@ -204,10 +204,6 @@ class TestHints:
         tags.write_text(json.dumps({**document, "classes": []}))
         message = refusal("tags", tags=tags, prior_masks="priors")
         assert "brings no new class to label: leave out --prior-masks" in message
-
-    def test_a_point_outside_its_image(self, refusal, base_story, tmp_path):
-        tags = base_story.tag_list(tmp_path / "tags.json", image0={"points": [[64, 3, OLD[0]]]})
-        assert "point (64, 3) is outside the image of 64 x 64 pixels" in refusal("tags", tags=tags)
 
 
 class TestReplay:

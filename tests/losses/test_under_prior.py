@@ -1,12 +1,11 @@
-"""Priors lower shares softly; marked pixels belong to their class alone."""
+"""Priors lower shares softly."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from cilseg.classes import UNLABELLED_ID
-from cilseg.losses.hints import at_points, under_prior
+from cilseg.losses.label_making import under_prior
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.8, 1.0])
@@ -26,16 +25,3 @@ def test_one_prior_for_all_classes_is_brought_to_the_size_by_its_mean():
     found = under_prior(torch.ones(1, 3, 2, 2), prior, weight=1.0)
     assert found[0, :, 0, 0].tolist() == [0.25] * 3
     assert found[0, :, 1].eq(0).all()
-
-
-def test_marks_of_new_classes_are_certain_and_others_leave_nothing():
-    shares = torch.full((1, 2, 3, 3), 0.4)
-    points = torch.full((3, 3), UNLABELLED_ID, dtype=torch.uint8)
-    points[0, 0], points[1, 1], points[2, 2] = 3, 2, 0  # of channels: new, new or old, background
-    found = at_points(shares, points, n_old=2)
-    assert found[0, :, 0, 0].tolist() == [0.0, 1.0]
-    assert found[0, :, 1, 1].tolist() == [1.0, 0.0]
-    assert found[0, :, 2, 2].tolist() == [0.0, 0.0]
-    later = at_points(shares, points, n_old=3)
-    assert later[0, :, 1, 1].tolist() == [0.0, 0.0]
-    assert (found[0, :, points == UNLABELLED_ID] == 0.4).all()
