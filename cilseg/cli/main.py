@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -96,6 +97,9 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as stop:
             raise _StoppedError(f"interrupted{f': {stop}' if str(stop) else ''}") from None
 
+    # Typer keeps line breaks of docstrings; the terminal shall break the lines of a paragraph, those of examples stay.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    run_command.__doc__ = "\n\n".join(p if "\n " in f"\n{p}" else p.replace("\n", " ") for p in paragraphs)
     return run_command
 
 

@@ -45,6 +45,12 @@ def test_a_group_and_its_verbs_explain_themselves(cilseg: Commands) -> None:
     assert "cilseg bench protocol scenes-6-2" in answer.out
 
 
+def test_lines_of_a_paragraph_are_joined_and_those_of_examples_stay(cilseg: Commands) -> None:
+    text = cilseg("update", "--help").out
+    assert "--data and --classes are for methods that learn from masks." in text
+    assert len(re.findall(r"^ +cilseg update .*$", text, re.MULTILINE)) == 3
+
+
 def test_presets_in_the_help_are_those_there_are(cilseg: Commands) -> None:
     assert f"Preset ({', '.join(preset_names())})" in cilseg("train", "--help").out
 
