@@ -47,13 +47,14 @@ SPLIT_NOTE = (
 NOTE = (
     f"{CHOSEN}Ratios are of the means over seeds, in per cent; differences are points of IoU. Joint's rows are "
     "those of the first recording (an AMD EPYC, float32); the others were trained on a Xeon with AMX in bfloat16,"
-    " beside other jobs: seconds are orders of magnitude. Stored images take the labels of the row tags, so their "
-    "seconds lack the first round. WILSON, tuned: the best of seventeen trials on the same images, absent-tagged ones "
-    "left out as in voc_animals_4_2. Without absent-tagged images tags trains WILSON's losses alone. The row soft "
-    "labels was trained while its options were the defaults of tags. For the default the validation images were "
-    "looked at four times: with soft labels and an absolute share of 0.4 (old 56.5, new 42.2, three seeds, other "
-    "bases), with soft labels relative to the surest pixel (the row soft labels), with these from a share of 0.5 "
-    "on (one seed), and as it is now."
+    " beside other jobs: seconds are orders of magnitude (tags_cost has better ones). Stored images take the labels of "
+    "the row tags, so their seconds lack the first round; labels from one scale continue the first round of the row "
+    "with priors. WILSON, tuned: the best of seventeen trials on the same images, absent-tagged ones left out as in "
+    "voc_animals_4_2. Without absent-tagged images tags trains WILSON's losses alone. The row soft labels was trained "
+    "while its options were the defaults of tags. For the default the validation images were looked at four times: "
+    "with soft labels and an absolute share of 0.4 (old 56.5, new 42.2, three seeds, other bases), with soft labels "
+    "relative to the surest pixel (the row soft labels), with these from a share of 0.5 on (one seed), and as it is "
+    "now."
 )
 
 
