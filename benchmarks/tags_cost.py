@@ -20,14 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.record import write_record
-from cilseg.bundle import Architecture, Preprocessing
+from benchmarks.training_iteration import mobilenetv2
 from cilseg.config import UpdateConfig
 from cilseg.data.transforms import TrainTransform
 from cilseg.methods import StepContext
 from cilseg.methods.base import Method, Stage
 from cilseg.methods.look_alikes import measured_weights
 from cilseg.methods.tags import Tags
-from cilseg.models.segmenter import SegmentationModel
 from cilseg.train.dataset import Batch, TrainingSet
 from cilseg.train.engine import pick_precision
 
@@ -48,16 +47,7 @@ def main() -> None:
     autocast: Callable[[], AbstractContextManager[Any]] = (
         partial(torch.autocast, "cpu", dtype=torch.bfloat16) if bf16 else nullcontext
     )
-    parent = SegmentationModel(
-        Architecture(
-            backbone="mobilenetv2_100",
-            output_stride=16,
-            head_channels=128,
-            head_dilations=(2, 4, 6),
-            classes_per_step=(N_OLD,),
-        ),
-        Preprocessing(mean=(127.5,) * 3, std=(127.5,) * 3),
-    )
+    parent = mobilenetv2(N_OLD)
     tags = torch.zeros(BATCH, N_OLD - 1 + N_NEW, dtype=torch.int8)
     tags[:8, -1], tags[4:10, -2] = 1, 1
     mask = torch.full((BATCH, 224, 224), 254)

@@ -21,20 +21,25 @@ from cilseg.train.engine import pick_precision
 PAIRS, WARM_UP = 20, 3
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    bf16 = pick_precision("cpu") == "bf16-mixed"
-    model = SegmentationModel(
+def mobilenetv2(classes: int) -> SegmentationModel:
+    """Return the network of the protocols on photographs, with random weights; ``classes`` has the background."""
+    return SegmentationModel(
         Architecture(
             backbone="mobilenetv2_100",
             output_stride=16,
             head_channels=128,
             head_dilations=(2, 4, 6),
-            classes_per_step=(5,),
+            classes_per_step=(classes,),
         ),
         Preprocessing(mean=(127.5,) * 3, std=(127.5,) * 3),
-    ).to(memory_format=torch.channels_last)
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    bf16 = pick_precision("cpu") == "bf16-mixed"
+    model = mobilenetv2(5).to(memory_format=torch.channels_last)
     model.backbone.freeze(3)
     model.train()
     swapped = [m for m in model.modules() if isinstance(m, SubgridConv2d)]
